@@ -1,0 +1,123 @@
+"""The seam between the manager and whatever serves a model. Nothing above this line knows vLLM or transformers.
+
+An `Engine` is one model being served by one process tree (or a remote server). An `EngineFactory` makes them, and owns
+what they share (a warm launcher). Factories register under the entry-point group `roundhouse.engines`; the value is a
+callable `(EngineContext) -> EngineFactory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from models.types import LoadReport, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the data plane sends a request: HTTP on a unix socket, or at a base URL."""
+
+    uds: Path | None = None
+    base_url: str = "http://engine"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReport:
+    """How an engine ended. `reason` is a sentence for people; `log_tail` the end of its log."""
+
+    reason: str
+    exit_code: int | None = None
+    signal: int | None = None
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a factory takes a model, and why (not)."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineContext:
+    """What every factory is given. Folders exist and are private (0700)."""
+
+    run_dir: Path  # sockets; one per app process, removed at exit; its path is short (a unix socket's is at most 107 bytes)
+    log_dir: Path  # one file per engine
+    cache_dir: Path  # compile caches, kept across restarts
+    device: str  # "cuda" or "cpu"
+    engine_args: Mapping[str, Any] = field(default_factory=dict)  # defaults of this engine from the configuration
+    kv_cache_bytes: int | None = None
+
+
+class EngineStartError(Exception):
+    """A load failed. `message` names the cause; `log_tail` is the end of the engine's log."""
+
+    def __init__(self, message: str, log_tail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.log_tail = log_tail
+
+
+class Engine(Protocol):
+    """One model on one process tree. Made cold; used by the manager only, one call at a time but for `wait_exited`."""
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    async def start(self, timeout_s: float) -> LoadReport:
+        """Returns when the engine answers requests. Raises EngineStartError (the tree is then gone already).
+
+        Cancelled, it ends the tree before the cancellation goes on.
+        """
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """TERM, wait up to `grace_s`, KILL; returns only when the whole process tree is confirmed gone. Idempotent."""
+        ...
+
+    async def sleep(self, level: int) -> None: ...
+
+    async def wake(self) -> None: ...
+
+    async def health(self) -> bool: ...
+
+    def memory_bytes(self) -> int:
+        """Memory of the whole tree now (PSS on CPU, NVML on CUDA). Reads /proc: a few ms."""
+        ...
+
+    async def wait_exited(self) -> ExitReport:
+        """Returns when the engine's main process has ended, for whatever reason, `stop` included."""
+        ...
+
+
+class EngineFactory(Protocol):
+    """Makes engines of one kind."""
+
+    name: str
+
+    def accepts(self, spec: ModelSpec) -> Verdict: ...
+
+    def estimate_bytes(self, spec: ModelSpec) -> int:
+        """Memory that `spec` is expected to take before it was ever measured: weights, KV cache, overhead."""
+        ...
+
+    def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
+        """A cold engine for `spec`; `adapters` are the LoRA adapters found for it."""
+        ...
+
+    async def start(self) -> None:
+        """Begins warming up (importing the framework) in the background and returns at once."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """For /health: `{"state": "importing|ready|restarting|stopped", "import_s": …, "start_method": "fork|exec", …}`."""
+        ...
+
+    async def close(self) -> None:
+        """Ends the launcher and everything that it started; returns when all are confirmed gone."""
+        ...

@@ -1,0 +1,123 @@
+"""What the parts of Roundhouse tell each other about models: frozen values, no behaviour, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Task(StrEnum):
+    """What a model is for; decides the engine and the routes that accept it."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBED = "embed"
+    RERANK = "rerank"
+    CLASSIFY = "classify"
+    ADAPTER = "adapter"
+    UNSUPPORTED = "unsupported"
+
+
+class Availability(StrEnum):
+    """Whether a discovered folder can be served at all."""
+
+    AVAILABLE = "available"
+    INCOMPLETE = "incomplete"
+    UNUSABLE = "unusable"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOverrides:
+    """What the configuration says of one model; None (or empty) means: decide by evidence."""
+
+    aliases: tuple[str, ...] = ()
+    task: Task | None = None
+    engine: str | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    pinned: bool = False
+    preload: bool = False
+    keep_alive_s: float | None = None
+    concurrency: int | None = None
+    priority: int = 0
+    max_model_len: int | None = None
+    kv_cache_bytes: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One folder of the models directory, judged. `reasons` say in plain words how each verdict was reached.
+
+    `fingerprint` changes when the folder's content changes (names, sizes, modification times), so that a replaced
+    folder is noticed. `parent` is the base of a LoRA adapter as its config names it.
+    """
+
+    id: str
+    path: Path
+    task: Task
+    engine: str  # name of the engine factory: "vllm", "transformers"; "" where nothing serves it
+    availability: Availability = Availability.AVAILABLE
+    aliases: tuple[str, ...] = ()
+    architecture: str = ""
+    model_type: str = ""
+    weights_bytes: int = 0
+    max_model_len: int | None = None  # positions that the config allows
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    dtype: str | None = None  # as the config names it: "bfloat16"
+    quantization: str | None = None  # quant_method of the config: "awq", "fp8", …
+    chat_template: bool = False
+    parent: str | None = None
+    created_s: int = 0  # Unix time of the folder's newest file
+    fingerprint: str = ""
+    reasons: tuple[str, ...] = ()
+    overrides: ModelOverrides = field(default_factory=ModelOverrides)
+
+
+class State(StrEnum):
+    """Residency of a model on the device (see models/residency.py for the legal transitions)."""
+
+    COLD = "cold"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    UNLOADING = "unloading"
+    SLEEPING = "sleeping"
+    WAKING = "waking"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a finished load measured."""
+
+    duration_s: float
+    started_by: str  # "fork" or "exec"
+    memory_bytes: int  # of the whole engine process tree, shared pages counted once
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model as the manager sees it now; what /health, /v1/model/load and `roundhouse ps` show."""
+
+    id: str
+    state: State
+    task: Task
+    engine: str
+    pinned: bool
+    running: int
+    queued: int
+    memory_bytes: int | None  # measured, while resident
+    estimated_bytes: int
+    load_s: float | None  # of the last load
+    loads: int
+    idle_s: float | None  # since the last answer, while resident
+    keep_alive_s: float | None
+    error: str | None  # why the last load failed
+    retry_after_s: float | None
