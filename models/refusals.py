@@ -1,0 +1,35 @@
+"""The scheduler's refusals in words: what is wrong, the numbers, and what to do."""
+
+from __future__ import annotations
+
+import math
+
+from models.errors import Busy, DoesNotFit, LoadFailed
+from models.scheduling import Entry
+
+NEVER_RETRY_S = 3600.0  # a model that cannot fit does not fit a minute later either
+MIB = 2**20
+
+
+def queue_full(waiting: int, knob: str, model_id: str, wait_s: float) -> Busy:
+    """`knob` is the setting that bounds the queue."""
+    wait_s = max(1.0, wait_s)
+    text = f"{waiting} requests wait already (the limit {knob}), so one more for '{model_id}' is not queued."
+    return Busy(f"{text} Try again in {math.ceil(wait_s)} s.", retry_after_s=wait_s)
+
+
+def load_failed(entry: Entry, now: float) -> LoadFailed:
+    """With the cause, and when the next try is possible."""
+    wait_s = max(1.0, entry.retry_at_s - now)
+    text = f"The model '{entry.model_id}' could not be loaded; the next try is possible in {math.ceil(wait_s)} s."
+    return LoadFailed(f"{text} Cause: {entry.error}", param="model", retry_after_s=wait_s)
+
+
+def does_not_fit(entry: Entry, budget_bytes: int, kept_bytes: int) -> DoesNotFit:
+    """`kept_bytes` is what pinned models hold."""
+    text = (
+        f"The model '{entry.model_id}' needs {entry.limits.footprint_bytes / MIB:,.0f} MiB; the memory budget is "
+        f"{budget_bytes / MIB:,.0f} MiB, of which pinned models hold {kept_bytes / MIB:,.0f} MiB."
+    )
+    advice = "Unload or unpin a pinned model, lower kv_cache_bytes or max_model_len, or raise memory_budget_bytes."
+    return DoesNotFit(f"{text} {advice}", param="model", retry_after_s=NEVER_RETRY_S)

@@ -1,0 +1,115 @@
+"""Carries out the scheduler's commands on real engines, one task each, and tells the manager how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from engines.base import Engine, EngineFactory, EngineStartError
+from models.types import LoadReport, ModelSpec
+
+log = logging.getLogger(__name__)
+
+STOP_RETRY_S = 1.0  # after an engine could not be confirmed gone: its memory must not be given away before
+
+
+class Outcomes(Protocol):
+    """What the runner tells: each is an event of the manager's loop."""
+
+    def loaded(self, model_id: str, report: LoadReport) -> None: ...
+    def load_failed(self, model_id: str, cause: str) -> None: ...
+    def unloaded(self, model_id: str) -> None: ...
+    def exited(self, model_id: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A running engine, and what it was started from."""
+
+    engine: Engine
+    spec: ModelSpec
+    served: frozenset[str]  # ids of the model and of the adapters that it was started with
+
+
+class Runner:
+    """The engines of one device. Only the manager calls it."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._residents: dict[str, Resident] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, model_id: str) -> Resident | None:
+        return self._residents.get(model_id)
+
+    def load(self, spec: ModelSpec, adapters: list[ModelSpec], factory: EngineFactory, timeout_s: float) -> None:
+        """Begins to load; ends in `loaded` or `load_failed`."""
+        self._spawn(self._load(spec, adapters, factory, timeout_s), f"load {spec.id}")
+
+    def unload(self, model_id: str, grace_s: float) -> None:
+        """Begins to end the engine; ends in `unloaded`."""
+        self._spawn(self._unload(model_id, grace_s), f"unload {model_id}")
+
+    async def close(self, grace_s: float) -> None:
+        """Ends every task and engine; returns when all are confirmed gone."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        engines = [resident.engine for resident in self._residents.values()]
+        await asyncio.gather(*(engine.stop(grace_s) for engine in engines), return_exceptions=True)
+        self._residents.clear()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _load(self, spec: ModelSpec, adapters: list[ModelSpec], factory: EngineFactory, timeout_s: float) -> None:
+        began = time.monotonic()
+        log.info("loading %s", spec.id)
+        try:
+            engine = factory.create(spec, adapters)
+            report = await engine.start(timeout_s)
+        except EngineStartError as error:
+            log.error("loading %s failed: %s\n%s", spec.id, error.message, error.log_tail)
+            self._outcomes.load_failed(spec.id, _cause(error))
+            return
+        except Exception as error:  # a factory's bug must fail one load, not leave the device busy for ever
+            log.exception("loading %s failed unexpectedly", spec.id)
+            self._outcomes.load_failed(spec.id, f"{type(error).__name__}: {error}.")
+            return
+        served = frozenset({spec.id, *(adapter.id for adapter in adapters)})
+        self._residents[spec.id] = Resident(engine, spec, served)
+        log.info("loaded %s in %.2f s (%s)", spec.id, time.monotonic() - began, report.started_by)
+        self._spawn(self._watch(spec.id, engine), f"watch {spec.id}")
+        self._outcomes.loaded(spec.id, report)
+
+    async def _unload(self, model_id: str, grace_s: float) -> None:
+        engine = self._residents[model_id].engine
+        while True:
+            try:
+                await engine.stop(grace_s)
+                break
+            except Exception:  # whatever it was: without confirmation the memory stays charged, so try again
+                log.exception("%s could not be confirmed gone; trying again", model_id)
+                await asyncio.sleep(STOP_RETRY_S)
+        del self._residents[model_id]
+        log.info("unloaded %s", model_id)
+        self._outcomes.unloaded(model_id)
+
+    async def _watch(self, model_id: str, engine: Engine) -> None:
+        report = await engine.wait_exited()
+        resident = self._residents.get(model_id)
+        if resident is not None and resident.engine is engine:
+            log.info("engine of %s ended: %s", model_id, report.reason)
+            self._outcomes.exited(model_id)
+
+
+def _cause(error: EngineStartError) -> str:
+    """One text for the client: the cause, and the end of the engine's log where there is one."""
+    message = error.message.rstrip(".")
+    return f"{message}. The end of its log: {error.log_tail.strip()}" if error.log_tail.strip() else f"{message}."
