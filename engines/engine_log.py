@@ -1,0 +1,76 @@
+"""The log of one engine: its end, the cause of a failure in it, and room for the next run's."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+TAIL_LINES = 30
+_TAIL_READ_BYTES = 256 * 1024  # of the end; a traceback of several processes fits many times
+
+# What vLLM's and uvicorn's loggers put before a message: "(EngineCore pid=7) ERROR 07-01 10:00:00 [core.py:1] ".
+_LOG_PREFIX = re.compile(
+    r"^(\([\w ]+ pid=\d+\)\s*)*((DEBUG|INFO|WARNING|ERROR|CRITICAL)[:\s]+)?(\d\d-\d\d \d\d:\d\d:\d\d\s*)?(\[[\w./]+:\d+\]\s?)?"
+)
+_TRACEBACK = "Traceback (most recent call last):"
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Failure|Iteration)|[a-z_]\w*(?:\.\w+)+): ?(.*)")
+# Errors that only say that another process failed, or that a wait was given up; the cause stands elsewhere.
+_SECONDARY = ("Engine core initialization failed", "WorkerProc initialization failed", "KeyboardInterrupt", "SystemExit")
+_MAX_CAUSE_CHARS = 500
+
+
+def rotate(path: Path) -> None:
+    """Makes room for a new run: the previous log becomes `.1`, and what was there before is dropped."""
+    with suppress(FileNotFoundError):
+        os.replace(path, path.with_name(path.name + ".1"))
+
+
+def read_end(path: Path, max_bytes: int = _TAIL_READ_BYTES) -> str:
+    """The last `max_bytes` of the log as text; empty where there is none."""
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - max_bytes))
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def tail(text: str, lines: int = TAIL_LINES) -> str:
+    """The last exception's lines, if there is one before the end, and then the last lines: `lines` in all."""
+    rows = text.rstrip().splitlines()
+    cause = cause_of(text)
+    end = rows[-lines:]
+    if not cause or any(cause in row for row in end):
+        return "\n".join(end)
+    return "\n".join([cause, "…", *rows[-(lines - 2) :]])
+
+
+def cause_of(text: str) -> str:
+    """The exception to blame, as `module.Error: message`; empty where the log shows none.
+
+    Of the tracebacks in the log the last whose exception is the cause of a failure and not its echo in a waiting
+    process ("Engine core initialization failed. See root cause above").
+    """
+    rows = [_LOG_PREFIX.sub("", row) for row in text.splitlines()]
+    found = [cause for index, row in enumerate(rows) if row.strip() == _TRACEBACK and (cause := _exception(rows, index))]
+    primary = [cause for cause in found if not any(echo in cause for echo in _SECONDARY)]
+    return (primary or found or [""])[-1]
+
+
+def _exception(rows: list[str], traceback_at: int) -> str:
+    """The exception line of the traceback that begins at row `traceback_at`, with the rest of a message of many lines."""
+    for index in range(traceback_at + 1, len(rows)):
+        row = rows[index]
+        if row.strip() == _TRACEBACK:
+            return ""
+        if row[:1].isspace() or not row:
+            continue
+        if match := _EXCEPTION.match(row):
+            message = row if match[2] else " ".join([row, *rows[index + 1 : index + 3]])
+            return message.strip()[:_MAX_CAUSE_CHARS]
+        if re.fullmatch(r"[A-Za-z_][\w.]*", row.strip()):
+            return row.strip()  # an exception without a message: "AssertionError"
+    return ""

@@ -1,0 +1,136 @@
+"""The Engine of every factory whose engines are processes made by a launcher: they differ in their request only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+
+from engines import device_memory
+from engines.base import Endpoint, EngineContext, EngineStartError, ExitReport
+from engines.engine_process import EngineProcess
+from engines.launcher import Launcher
+from engines.runtime.protocol import EngineRequest
+from engines.waiting import run_to_the_end
+from models.types import LoadReport
+
+HEALTH_TIMEOUT_S = 5.0
+MAX_SOCKET_PATH_BYTES = 107  # sun_path less its NUL
+
+
+class SleepNotSupported(NotImplementedError):
+    """This engine cannot sleep; end it instead."""
+
+
+def engine_files(context: EngineContext, engine_name: str, model_id: str) -> tuple[Path, Path]:
+    """(socket, log) of a model: safe file names, short for the socket, readable for the log, different per id.
+
+    Raises ValueError where the run folder's path leaves no room for a socket.
+    """
+    digest = hashlib.sha256(f"{engine_name}\0{model_id}".encode()).hexdigest()[:12]
+    uds = context.run_dir / f"{digest}.sock"
+    if len(str(uds).encode()) > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"{uds} is too long for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes); choose a shorter run folder")
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", model_id).strip(".-")[:80]
+    return uds, context.log_dir / f"{engine_name}-{readable}-{digest[:6]}.log"
+
+
+class ProcessEngine:
+    """One model on one process tree of `launcher` (see engines.base.Engine).
+
+    `request` is built anew for each start, so that it is made of what the folder holds then.
+    """
+
+    def __init__(self, launcher: Launcher, request: Callable[[], EngineRequest], uds: Path, device: str) -> None:
+        self._launcher = launcher
+        self._request = request
+        self._uds = uds
+        self._device = device
+        self._process: EngineProcess | None = None
+        self._spawned = asyncio.Event()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(uds=self._uds)
+
+    @property
+    def process(self) -> EngineProcess | None:
+        """For tests and diagnosis."""
+        return self._process
+
+    async def start(self, timeout_s: float) -> LoadReport:
+        """Raises EngineStartError; then, and when cancelled, the tree is gone before the caller hears of it."""
+        begin_s = monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                process = await self._spawn(timeout_s)
+                await process.wait_ready(timeout_s)
+        except TimeoutError:
+            await run_to_the_end(self._end(0))
+            raise EngineStartError(f"{self._uds.name}: the launcher took longer than {timeout_s:.0f} s") from None
+        except BaseException:
+            await run_to_the_end(self._end(0))
+            raise
+        return LoadReport(monotonic() - begin_s, process.start_method, self.memory_bytes())
+
+    async def stop(self, grace_s: float) -> None:
+        """TERM, wait up to `grace_s`, KILL; returns when the whole tree is gone. Raises EngineNotGone. Idempotent."""
+        await run_to_the_end(self._end(grace_s))
+
+    async def sleep(self, level: int) -> None:
+        raise SleepNotSupported(f"level {level}: this engine cannot sleep")
+
+    async def wake(self) -> None:
+        raise SleepNotSupported("this engine cannot sleep, and so not wake")
+
+    async def health(self) -> bool:
+        """Whether GET /health on the socket answers 200 within HEALTH_TIMEOUT_S."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                return await _http_status(self._uds, "/health") == 200
+        except (OSError, TimeoutError, ValueError, IndexError):
+            return False
+
+    def memory_bytes(self) -> int:
+        """PSS of the tree on CPU, NVML's figure for it on CUDA; 0 where it is gone or NVML cannot tell."""
+        if self._process is None:
+            return 0
+        if self._device == "cuda":
+            return device_memory.cuda_bytes(self._process.pids())
+        return self._process.memory_bytes()
+
+    async def wait_exited(self) -> ExitReport:
+        await self._spawned.wait()
+        if self._process is None:
+            return ExitReport("never ran")
+        return await self._process.wait_exited()
+
+    async def _spawn(self, timeout_s: float) -> EngineProcess:
+        # Reading the model's folder for the request may take milliseconds on a network file system.
+        request = await asyncio.to_thread(self._request)
+        self._uds.unlink(missing_ok=True)  # vLLM does not replace a stale socket
+        self._process = await self._launcher.spawn(request, timeout_s)
+        self._spawned.set()
+        return self._process
+
+    async def _end(self, grace_s: float) -> None:
+        if self._process is not None:
+            await self._process.stop(grace_s)
+        self._uds.unlink(missing_ok=True)
+
+
+async def _http_status(uds: Path, path: str) -> int:
+    """The status of a GET, with no client library: the app asks this of every engine, once in a while."""
+    reader, writer = await asyncio.open_unix_connection(str(uds))
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
+        await writer.drain()
+        return int((await reader.readline()).split()[1])
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

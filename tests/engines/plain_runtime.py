@@ -1,0 +1,78 @@
+"""A runtime without a framework, for tests of what the kernel does: it answers on its socket and misbehaves to order.
+
+`args` is a mapping; what each key does stands in `run_engine`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from engines.runtime.protocol import EngineRequest
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+_cuda = False
+
+
+def preload() -> None:
+    """PLAIN_PRELOAD in the launcher's environment: `thread` leaves a thread running, `raise` fails, `cuda` claims CUDA."""
+    global _cuda
+    match os.environ.get("PLAIN_PRELOAD", ""):
+        case "thread":
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+        case "raise":
+            raise ImportError("No module named 'framework'")
+        case "cuda":
+            _cuda = True
+
+
+def cuda_initialized() -> bool:
+    return _cuda
+
+
+def run_engine(request: EngineRequest) -> None:
+    args = dict(request.args)
+    if args.get("ignore_sigterm"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for _ in range(args.get("children", 0)):
+        _fork_sleeper()
+    for _ in range(args.get("escapes", 0)):
+        _fork_sleeper(escape=True)
+    if args.get("exec_child"):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    if message := args.get("raise"):
+        raise ValueError(message)
+    if args.get("hang"):
+        time.sleep(600)
+    serve(request)
+
+
+def _fork_sleeper(escape: bool = False) -> None:
+    """A process that ignores SIGTERM; with `escape`, a daemon: its own session, its parent gone."""
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if escape:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+        time.sleep(600)
+        os._exit(0)
+
+
+def serve(request: EngineRequest) -> None:
+    print("serving", request.name)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(request.uds)
+        server.listen()
+        request.ready()
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(ANSWER)
