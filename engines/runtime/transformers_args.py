@@ -1,0 +1,43 @@
+"""What the app tells the retrieval engine about one model, and what a user may override (`engine_args`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TransformersArgs(BaseModel):
+    """Arguments of one engine process. Unknown names are errors, so that a misspelt override is noticed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["embed", "rerank"]
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """None: float32 on the CPU (the exact choice, and most CPUs' fastest), the model's own on CUDA."""
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Lowers the longest input, in tokens; it cannot raise what the model declares."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of a forward pass on the CPU; None: as many as the cores that this process may use."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one forward pass, padding included; an input that is longer runs alone. None: by device."""
+    batch_items: int = Field(default=256, ge=1)
+    max_waiting_tokens: int = Field(default=16_000_000, ge=1)
+    """Tokens that may wait for their forward pass; beyond it requests get 503."""
+    normalize: bool | None = None
+    """True scales embeddings to length 1 also where the model's modules do not; None and False leave it to them."""
+
+    @property
+    def resolved_dtype(self) -> str:
+        return self.dtype or ("auto" if self.device == "cuda" else "float32")
+
+    @property
+    def resolved_batch_tokens(self) -> int:
+        return self.batch_tokens or BATCH_TOKENS[self.device]
+
+
+# On 2 CPU cores larger batches of all-MiniLM-L6-v2 gain nothing and only delay who waits; a GPU needs far more at once.
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}

@@ -1,0 +1,124 @@
+"""The runtime of the retrieval engine: what its launcher imports beforehand, and what an engine process runs.
+
+Importing torch, transformers and sentence-transformers takes seconds; building a small model from its files takes a
+quarter of one. So all imports, the model classes of common architectures included, happen in `preload`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from engines.runtime.protocol import EngineRequest
+from engines.runtime.transformers_args import TransformersArgs
+
+if TYPE_CHECKING:
+    from engines.runtime.retrieval import RetrievalModel
+
+# Read when the libraries are imported. OpenBLAS (numpy's and scipy's) would start threads at once, and a process with
+# threads cannot be forked; numpy is not where this engine computes. The progress monitor of tqdm is a thread too.
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+# Lazily imported by transformers when a model of that type is loaded; named here, they are loaded before the fork.
+ARCHITECTURES = (
+    "bert",
+    "roberta",
+    "xlm_roberta",
+    "distilbert",
+    "mpnet",
+    "electra",
+    "deberta_v2",
+    "modernbert",
+    "nomic_bert",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "llama",
+    "mistral",
+)
+MODULES = (
+    "sentence_transformers.models",
+    "sentence_transformers.base.modules",
+    "sentence_transformers.sentence_transformer.modules",
+    "sentence_transformers.cross_encoder.modules",
+    "engines.runtime.embedder",
+    "engines.runtime.reranker",
+    "engines.runtime.transformers_server",
+    "uvloop",
+)
+WARM_UP_TEXT = "warm up"
+
+logger = logging.getLogger(__name__)
+
+
+def preload() -> None:
+    """Imports all that an engine needs. Starts no thread, runs no tensor operation, does not touch CUDA."""
+    os.environ.update(ENVIRONMENT)
+    for module in MODULES:
+        importlib.import_module(module)
+    for architecture in ARCHITECTURES:
+        _import_architecture(architecture)
+    _fill_caches()
+
+
+def _import_architecture(name: str) -> None:
+    """Imports the classes of one architecture; one that this release of transformers has not got is passed over."""
+    package = f"transformers.models.{name}"
+    for module in (f"modeling_{name}", f"tokenization_{name}"):
+        if importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.{module}"):
+            importlib.import_module(f"{package}.{module}")
+
+
+def _fill_caches() -> None:
+    """Computes what transformers computes on the first load and keeps: 750 regular expressions, 0.1 s."""
+    from transformers import conversion_mapping
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    fill = getattr(conversion_mapping, "get_checkpoint_conversion_mapping", None)
+    if fill is not None:
+        fill("bert")
+
+
+def cuda_initialized() -> bool:
+    torch = sys.modules.get("torch")
+    return bool(torch is not None and torch.cuda.is_initialized())
+
+
+def run_engine(request: EngineRequest) -> None:
+    """Loads the model, announces it, and serves until SIGTERM. Raises what made the load fail."""
+    preload()
+    import torch
+    import uvloop
+
+    from engines.runtime.transformers_server import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    args = TransformersArgs.model_validate(request.args)
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    model = load_model(request.model_path, args)
+    uvloop.run(serve(request, model, args))
+
+
+def load_model(model_path: str, args: TransformersArgs) -> RetrievalModel:
+    """The model, after one forward pass: that starts torch's threads, and shows a broken model before anybody asks."""
+    from engines.runtime.embedder import Embedder
+    from engines.runtime.reranker import Reranker
+
+    if args.task == "rerank":
+        reranker = Reranker(model_path, args)
+        reranker.forward(reranker.encoder.encode([(WARM_UP_TEXT, WARM_UP_TEXT)]))
+        return reranker
+    embedder = Embedder(model_path, args)
+    width = embedder.forward(embedder.encoder.encode([WARM_UP_TEXT])).shape[1]
+    embedder.width = width  # what it really gives: modules may change the dimension that the model declares
+    return embedder

@@ -1,0 +1,116 @@
+"""HTTP on the engine's unix socket: decodes requests, calls the service, and writes errors in OpenAI's envelope."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from engines.runtime.protocol import EngineRequest
+from engines.runtime.retrieval import InvalidRequest, RetrievalModel
+from engines.runtime.retrieval_service import RetrievalService
+from engines.runtime.transformers_args import TransformersArgs
+from models.errors import RoundhouseError
+
+MAX_BODY_BYTES = 256 * 1024 * 1024  # the router's own limit is lower; this one bounds whatever gets past it
+BACKLOG = 1024  # connections that wait to be accepted
+DRAIN_S = 60.0  # for running requests after SIGTERM; the manager drains first and kills after its own grace
+RETRY_AFTER_S = 1
+
+logger = logging.getLogger(__name__)
+
+Action = Callable[[Mapping[str, Any]], Awaitable[bytes]]
+
+
+def make_app(service: RetrievalService) -> web.Application:
+    """The routes. `GET /health` answers 200 with an empty body, as vLLM's does."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[render_errors])
+
+    async def health(_: web.Request) -> web.Response:
+        return web.Response(status=200 if service.healthy else 503)
+
+    app.router.add_get("/health", health)
+    app.router.add_get("/v1/models", _endpoint(service.models, has_body=False))
+    posts: dict[str, Action] = {
+        "/v1/embeddings": service.embeddings,
+        "/v1/rerank": service.rerank,
+        "/v2/rerank": service.rerank,
+        "/rerank": service.rerank,
+        "/v1/score": service.score,
+        "/score": service.score,
+        "/tokenize": service.tokenize,
+        "/detokenize": service.detokenize,
+    }
+    for path, action in posts.items():
+        app.router.add_post(path, _endpoint(action))
+    return app
+
+
+def _endpoint(action: Action, has_body: bool = True) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        body = decode_body(await request.read()) if has_body else {}
+        return web.Response(body=await action(body), content_type="application/json")
+
+    return handle
+
+
+def decode_body(data: bytes) -> Mapping[str, Any]:
+    """The JSON object in `data`. Raises InvalidRequest (NaN, invalid UTF-8 and nesting beyond 1,024 are not JSON)."""
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    return body
+
+
+@web.middleware
+async def render_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except RoundhouseError as error:
+        headers = {"Retry-After": str(math.ceil(error.retry_after_s or RETRY_AFTER_S))} if error.status == 503 else {}
+        return _envelope(error.status, error.message, error.type, error.param, error.code, headers)
+    except web.HTTPException as error:
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        message = f"{request.method} {request.path}: {error.reason}"
+        return _envelope(error.status, message, "invalid_request_error", None, None, headers)
+    except Exception:  # the top of a request: whatever it was, this client gets an answer and the engine lives on
+        logger.exception("%s %s failed", request.method, request.path)
+        return _envelope(500, "The engine failed on this request; its log says why.", "server_error", None, None, {})
+
+
+def _envelope(
+    status: int, message: str, kind: str, param: str | None, code: str | None, headers: Mapping[str, str]
+) -> web.Response:
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    body = orjson.dumps({"error": error})
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+async def serve(request: EngineRequest, model: RetrievalModel, args: TransformersArgs) -> None:
+    """Serves `model` on the request's unix socket until SIGTERM; then running requests finish, and it returns."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopped.set)
+    name = request.served_names[0] if request.served_names else request.name
+    service = RetrievalService(model, name, args)
+    runner = web.AppRunner(make_app(service), access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S)
+    try:
+        await runner.setup()
+        await web.UnixSite(runner, request.uds, backlog=BACKLOG).start()
+        request.ready()
+        await stopped.wait()
+    finally:
+        await runner.cleanup()
+        service.close()
