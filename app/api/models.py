@@ -1,0 +1,73 @@
+"""GET /v1/models and GET /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.api.schemas import ModelDetail, ModelList
+from app.deps import AppState, State
+from app.routes import routes_of
+from models.errors import UnknownModel
+from models.types import Availability, ModelSpec, ModelStatus, Task
+from utils.openai_compat import list_object, model_object
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models", response_model=ModelList)
+async def list_models(state: State, all: bool = False) -> Any:
+    """The models that can be served; with `all=true` also those that cannot (see each one's `availability`)."""
+    statuses = {status.id: status for status in state.manager.statuses()}
+    specs = [spec for spec in state.manager.catalog.specs() if all or _servable(spec)]
+    return list_object([_entry(spec, _status_of(spec, statuses, state)) for spec in specs])
+
+
+@router.get("/v1/models/{model_id:path}", response_model=ModelDetail)
+async def get_model(model_id: str, state: State) -> Any:
+    """One model, by id, alias or last part of its id, with the reasons for how it was judged."""
+    spec = state.manager.catalog.resolve(model_id)
+    statuses = {status.id: status for status in state.manager.statuses()}
+    status = _status_of(spec, statuses, state)
+    return _entry(spec, status) | {
+        "reasons": list(spec.reasons),
+        "engine": spec.engine,
+        "architecture": spec.architecture,
+        "model_type": spec.model_type,
+        "weights_bytes": spec.weights_bytes,
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "chat_template": spec.chat_template,
+        "routes": routes_of(spec.task) if _servable(spec) else [],
+        "pinned": status.pinned if status else False,
+        "memory_bytes": status.memory_bytes if status else None,
+        "error": status.error if status else None,
+    }
+
+
+def _servable(spec: ModelSpec) -> bool:
+    return spec.availability is Availability.AVAILABLE and spec.task is not Task.UNSUPPORTED and bool(spec.engine)
+
+
+def _status_of(spec: ModelSpec, statuses: dict[str, ModelStatus], state: AppState) -> ModelStatus | None:
+    """An adapter has its base's status."""
+    if spec.task is not Task.ADAPTER:
+        return statuses.get(spec.id)
+    try:
+        return statuses.get(state.manager.catalog.base_of(spec).id)
+    except UnknownModel:
+        return None
+
+
+def _entry(spec: ModelSpec, status: ModelStatus | None) -> dict[str, Any]:
+    return model_object(
+        spec.id,
+        spec.created_s,
+        task=spec.task,
+        state=status.state if status else None,
+        availability=spec.availability,
+        aliases=list(spec.aliases),
+        parent=spec.parent,
+        max_model_len=spec.overrides.max_model_len or spec.max_model_len,
+    )

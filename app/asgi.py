@@ -1,0 +1,138 @@
+"""One HTTP exchange at the ASGI level: what every route needs, with few allocations."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from app.errors import Header, Rendered, SlowRequest, TooLarge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+REQUEST_ID_MAX = 128
+STATUS_CLIENT_GONE = 499  # nginx's number for it; only in the log and the metrics
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is left to be answered."""
+
+
+class Exchange:
+    """A request and the answer to it. `extra` headers go into every answer; `finished` once its last byte is out."""
+
+    __slots__ = (
+        "extra",
+        "finished",
+        "gone",
+        "headers",
+        "method",
+        "model",
+        "path",
+        "receive",
+        "request_id",
+        "route",
+        "scope",
+        "send",
+        "started_s",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.request_id = _request_id(self.headers.get(b"x-request-id"))
+        self.extra: list[Header] = [(b"x-request-id", self.request_id.encode())]
+        self.started_s = time.perf_counter()
+        self.status = 0  # of the answer that was begun
+        self.route = ""  # as the metrics name it
+        self.model = ""
+        self.finished = False
+        self.gone = False
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        self.status = status
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *self.extra]})
+
+    async def body(self, chunk: bytes, more: bool) -> None:
+        if not more:
+            self.finished = True  # before the server wakes whoever waits for the disconnect
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def respond(self, answer: Rendered) -> None:
+        await self.start(answer.status, answer.headers)
+        await self.body(b"" if self.method == "HEAD" else answer.body, False)
+
+    async def forward(self, message: Message) -> None:
+        """A `send` for an inner ASGI app: adds our headers, notes the status."""
+        if message["type"] == "http.response.start":
+            await self.start(message["status"], message.get("headers", ()))
+        else:
+            await self.body(message.get("body", b""), message.get("more_body", False))
+
+    async def read_body(self, max_bytes: int, timeout_s: float) -> bytes:
+        """The whole body. Raises TooLarge before more than `max_bytes` are kept, SlowRequest, ClientGone."""
+        if int(self.headers.get(b"content-length", b"0")) > max_bytes:  # digits only: the parser saw to that
+            raise _too_large(max_bytes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._read(max_bytes)
+        except TimeoutError:
+            raise SlowRequest(f"The request's body did not arrive within {timeout_s:g} s.") from None
+
+    async def _read(self, max_bytes: int) -> bytes:
+        message = await self.receive()
+        if message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= max_bytes:
+            return bytes(message["body"])
+        kept = bytearray()
+        while message["type"] == "http.request":
+            kept += message.get("body", b"")
+            if len(kept) > max_bytes:
+                raise _too_large(max_bytes)
+            if not message.get("more_body"):
+                return bytes(kept)
+            message = await self.receive()
+        raise ClientGone
+
+    async def cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
+        """Waits for the client to close the connection, then cancels `task`, which answers it."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        if not self.finished:
+            self.gone = True
+            task.cancel()
+
+
+def _request_id(given: bytes | None) -> str:
+    if given is not None and 0 < len(given) <= REQUEST_ID_MAX and given.isascii():
+        text = given.decode("ascii")
+        if text.isprintable():
+            return text
+    return uuid.uuid4().hex
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"The request's body is larger than {max_bytes} bytes (max_body_bytes).")
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` for an inner app whose body was read already."""
+    given = False
+
+    async def receive_again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_again

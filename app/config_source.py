@@ -1,0 +1,119 @@
+"""Reads `roundhouse.yaml` with the line of each key, and turns validation errors into sentences for people."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+ENV_PREFIX = "ROUNDHOUSE_"
+MAX_FILE_BYTES = 1 << 20  # a configuration larger than this is a mistake (a weights file, say), not a configuration
+NEAR = 0.75  # an unknown environment variable this close to a setting's name is taken for a typing error
+
+Location = tuple[str | int, ...]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the file, the line and the key, and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """The content of a configuration file, and the line (from 1) on which each key stands."""
+
+    path: Path
+    values: Mapping[str, Any] = field(default_factory=dict)
+    lines: Mapping[Location, int] = field(default_factory=dict)
+
+    def where(self, loc: Location) -> str:
+        """`roundhouse.yaml, line 12` for the deepest part of `loc` that the file has; "" if it has none of it."""
+        for end in range(len(loc), 0, -1):
+            if line := self.lines.get(loc[:end]):
+                return f"{self.path}, line {line}"
+        return ""
+
+
+def read_config_file(path: Path) -> ConfigFile:
+    """Raises ConfigError where the file is unreadable, not YAML, or not a mapping."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; this is no configuration file.")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"The configuration file {path} is not valid YAML: {error}") from error
+    if values is None:
+        return ConfigFile(path)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"The configuration file {path} must be a mapping of settings, like `port: 8000`.")
+    lines: dict[Location, int] = {}
+    _collect_lines(node, (), lines)
+    return ConfigFile(path, values, lines)
+
+
+def _collect_lines(node: yaml.Node | None, loc: Location, lines: dict[Location, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*loc, str(key.value))
+            if inner in lines:  # aliases may form cycles
+                continue
+            lines[inner] = key.start_mark.line + 1
+            _collect_lines(value, inner, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines.setdefault((*loc, index), value.start_mark.line + 1)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def explain(error: ValidationError, file: ConfigFile | None, known_at: Mapping[str, Sequence[str]]) -> str:
+    """All faults of one validation, a line each. `known_at` gives the known keys at "", "models.*" and "engines.*"."""
+    return "\n".join(_explain_one(dict(item), file, known_at) for item in error.errors(include_url=False))
+
+
+def _explain_one(item: Mapping[str, Any], file: ConfigFile | None, known_at: Mapping[str, Sequence[str]]) -> str:
+    loc: Location = tuple(item["loc"])
+    name = ".".join(str(part) for part in loc)
+    where = (file.where(loc) if file else "") or f"environment variable {ENV_PREFIX}{str(loc[0] if loc else '').upper()}"
+    if item["type"] != "extra_forbidden":
+        message = str(item["msg"]).removeprefix("Value error, ")
+        return f"{where}: {name or 'settings'}: {message}{_shown(loc, item.get('input'))}"
+    level = "" if len(loc) == 1 else f"{loc[0]}.*"
+    known = known_at.get(level, ())
+    near = nearest(str(loc[-1]), known)
+    hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(sorted(known))}."
+    return f"{where}: unknown key {name!r}; {hint}"
+
+
+def _shown(loc: Location, value: object) -> str:
+    secret = any("key" in str(part) and "bytes" not in str(part) and "kv" not in str(part) for part in loc)
+    return "" if secret or not isinstance(value, str | int | float | bool) else f" (it is {value!r})"
+
+
+def check_environment(known: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Raises ConfigError for a variable that looks like a mistyped setting; returns those that are merely unknown."""
+    names = {field_name.lower() for field_name in known}
+    unknown: list[str] = []
+    for variable in environ:
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if not variable.startswith(ENV_PREFIX) or name in names:
+            continue
+        if near := nearest(name, names, NEAR):
+            raise ConfigError(
+                f"Environment variable {variable} is no setting; did you mean {ENV_PREFIX}{near.upper()}?"
+            )
+        unknown.append(variable)
+    return unknown

@@ -1,0 +1,129 @@
+"""The outermost ASGI app: who may enter, where to, and what the log and the metrics say of it.
+
+In this order: health is always open; Host check; CORS preflight; API key; Origin check; then the data plane by exact
+path, or FastAPI for everything else. No path reaches an engine but those in `app.routes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from app.asgi import STATUS_CLIENT_GONE, ClientGone, Exchange, Receive, Scope, Send, replay
+from app.auth import HostCheck, KeyRing, OriginCheck
+from app.errors import MethodNotAllowed, Rendered, internal_error, protocol_of, render
+from app.proxy import AnswerCutOff, DataPlane
+from app.routes import ROUTES
+from models.errors import RoundhouseError
+from utils.logging import logger
+from utils.telemetry import Metrics
+
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
+BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
+OTHER_ROUTE = "other"  # the metrics' name for a path that is no route
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The checks at the gate."""
+
+    keys: KeyRing
+    hosts: HostCheck
+    origins: OriginCheck
+
+
+class Gate:
+    """One callable per request; `control` is the FastAPI app with everything but the data plane."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        data_plane: DataPlane,
+        control: Asgi,
+        metrics: Metrics,
+        max_body_bytes: int,
+        read_timeout_s: float,
+        access_log: bool,
+    ) -> None:
+        self._access = access
+        self._data_plane = data_plane
+        self._control = control
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._read_timeout_s = read_timeout_s
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._control(scope, receive, send)
+        if scope["type"] != "http":  # WebSockets: none yet
+            return await send({"type": "websocket.close", "code": 1000})
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._answer(exchange)
+        except RoundhouseError as error:
+            await self._refuse(exchange, error)
+        except (ClientGone, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not exchange.gone:
+                raise
+            exchange.status = STATUS_CLIENT_GONE
+        except AnswerCutOff:
+            pass  # returning without the end of the body makes the server close the connection
+        except Exception:  # the top of a request: whatever happened, the server goes on
+            logger.exception("{}: internal error", exchange.request_id)
+            await self._refuse(exchange, internal_error(exchange.request_id))
+        finally:
+            self._record(exchange)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        path, method, headers = exchange.path, exchange.method, exchange.headers
+        if path in HEALTH:
+            return await self._to_control(exchange)
+        access = self._access
+        access.hosts.check(headers.get(b"host"))
+        if b"origin" in headers:
+            exchange.extra += access.origins.headers_for(headers)
+            if method == "OPTIONS" and (allowed := access.origins.preflight(headers)) is not None:
+                exchange.extra = []
+                return await exchange.respond(Rendered(204, allowed, b""))
+        access.keys.check(headers)
+        access.origins.check(headers, method)
+        route = ROUTES.get(path)
+        if route is None:
+            return await self._to_control(exchange)
+        exchange.route = path
+        if method != "POST":
+            raise MethodNotAllowed(method, path, "POST")
+        await self._data_plane.answer(exchange, route)
+
+    async def _to_control(self, exchange: Exchange) -> None:
+        receive = exchange.receive
+        if exchange.method not in BODILESS:
+            receive = replay(await exchange.read_body(self._max_body_bytes, self._read_timeout_s), receive)
+        exchange.scope["request_id"] = exchange.request_id
+        await self._control(exchange.scope, receive, exchange.forward)
+        template = getattr(exchange.scope.get("route"), "path", None)
+        exchange.route = template or OTHER_ROUTE
+
+    async def _refuse(self, exchange: Exchange, error: RoundhouseError) -> None:
+        if exchange.status:  # part of an answer is out already: only closing the connection is left
+            return
+        await exchange.respond(render(error, protocol_of(exchange.path), exchange.request_id))
+
+    def _record(self, exchange: Exchange) -> None:
+        seconds = time.perf_counter() - exchange.started_s
+        self._metrics.count(exchange.route or OTHER_ROUTE, exchange.model, exchange.status, seconds)
+        if self._access_log and exchange.path not in HEALTH:
+            logger.info(
+                "{} {} {} {} {:.1f} ms {}",
+                exchange.request_id,
+                exchange.method,
+                exchange.path[:200],
+                exchange.status,
+                seconds * 1000,
+                exchange.model or "-",
+            )

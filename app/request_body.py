@@ -1,0 +1,64 @@
+"""Reads `model` and `stream` out of a JSON body, and puts another model name in, touching nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+import orjson
+
+from app.errors import InvalidRequest
+
+# Inside a JSON string the quotes would be escaped, so a match is a key (or a value that is followed by no colon).
+MODEL_MEMBER = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+MODEL_NAME_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBody:
+    raw: bytes
+    model: str
+    stream: bool
+
+    def with_model(self, name: str) -> bytes:
+        """The body with `model` set to `name`, every other byte as it came where that is possible."""
+        if name == self.model:
+            return self.raw
+        found = list(MODEL_MEMBER.finditer(self.raw))
+        if len(found) == 1 and self.raw.count(b'"model"') == 1 and orjson.loads(found[0].group(1)) == self.model:
+            begin, end = found[0].span(1)
+            return self.raw[:begin] + orjson.dumps(name) + self.raw[end:]
+        # More than one `model` in the document. The standard library keeps integers of any length, orjson does not.
+        document = json.loads(self.raw)
+        document["model"] = name
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def parse_body(raw: bytes) -> RequestBody:
+    """Raises InvalidRequest that says what is wrong and where."""
+    if not raw:
+        raise InvalidRequest("The request has no body; a JSON object with `model` is needed.")
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not valid JSON: {error}. (NaN, Infinity and bytes that are not UTF-8 are not JSON either; "
+            "compressed bodies are not read.)"
+        ) from None
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"The body must be a JSON object, not {_json_kind(document)}.")
+    model = document.get("model")
+    if not isinstance(model, str) or not model:
+        problem = "is missing" if model is None else "must be a string that is not empty"
+        raise InvalidRequest(f"`model` {problem}; GET /v1/models lists the models.", param="model")
+    if len(model) > MODEL_NAME_MAX:
+        raise InvalidRequest(f"`model` is longer than {MODEL_NAME_MAX} characters.", param="model")
+    return RequestBody(raw, model, document.get("stream") is True)
+
+
+def _json_kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "something else")

@@ -1,0 +1,75 @@
+"""The allowlist of the data plane: every path that reaches an engine, and for which kinds of model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.errors import ModelUnusable, WrongTask
+from models.types import Availability, ModelSpec, Task
+from utils.openai_compat import Protocol
+
+GENERATE = frozenset({Task.CHAT, Task.COMPLETION, Task.ADAPTER})
+CHAT = frozenset({Task.CHAT, Task.ADAPTER})
+EMBED = frozenset({Task.EMBED})
+RERANK = frozenset({Task.RERANK})
+SCORE = frozenset({Task.RERANK, Task.EMBED})
+ALL = frozenset({Task.CHAT, Task.COMPLETION, Task.ADAPTER, Task.EMBED, Task.RERANK, Task.CLASSIFY})
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A POST route: its path, here and at the engine, the tasks that it serves, the protocol of its errors."""
+
+    path: str
+    tasks: frozenset[Task]
+    protocol: Protocol = "openai"
+
+
+ROUTES: Mapping[str, Route] = {
+    route.path: route
+    for route in (
+        Route("/v1/chat/completions", CHAT),
+        Route("/v1/completions", GENERATE),
+        Route("/v1/responses", CHAT),
+        Route("/v1/messages", CHAT, "anthropic"),
+        Route("/v1/messages/count_tokens", CHAT, "anthropic"),
+        Route("/v1/embeddings", EMBED),
+        Route("/v1/rerank", RERANK),
+        Route("/v2/rerank", RERANK),
+        Route("/rerank", RERANK),
+        Route("/v1/score", SCORE),
+        Route("/score", SCORE),
+        Route("/tokenize", ALL),
+        Route("/detokenize", ALL),
+    )
+}
+
+
+def routes_of(task: Task) -> list[str]:
+    return [path for path, route in ROUTES.items() if task in route.tasks]
+
+
+def check_servable(spec: ModelSpec) -> None:
+    """Raises ModelUnusable, with the reasons, for a model that no engine can serve."""
+    if spec.availability is Availability.AVAILABLE and spec.task is not Task.UNSUPPORTED and spec.engine:
+        return
+    why = {
+        Availability.INCOMPLETE: "is not complete yet",
+        Availability.UNUSABLE: "cannot be used",
+        Availability.AVAILABLE: "is of a kind that no engine here serves",
+    }[spec.availability]
+    reasons = "; ".join(spec.reasons) or "no reason was recorded"
+    raise ModelUnusable(f"The model '{spec.id}' {why}: {reasons}.".replace("..", "."), param="model")
+
+
+def check_task(spec: ModelSpec, route: Route) -> None:
+    """Raises WrongTask, naming the routes that `spec` does serve."""
+    if spec.task in route.tasks:
+        return
+    served = ", ".join(routes_of(spec.task))
+    kinds = " or ".join(sorted(str(task) for task in route.tasks if task is not Task.ADAPTER))
+    raise WrongTask(
+        f"{route.path} needs a model for {kinds}; '{spec.id}' is a model for {spec.task}, served at {served}.",
+        param="model",
+    )

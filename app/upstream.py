@@ -1,0 +1,86 @@
+"""HTTP clients to the engines: one pool of connections per endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping
+
+import aiohttp
+from yarl import URL
+
+from engines.base import Endpoint
+
+KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s; ours must go first
+LARGE_BODY_BYTES = 1 << 20  # beyond this, aiohttp wants a file-like object rather than bytes
+READ_BUFFER_BYTES = 1 << 16
+
+# An engine that cannot be reached, or that closed the connection before it answered.
+UNREACHABLE = (aiohttp.ClientConnectionError, ConnectionError, aiohttp.ServerDisconnectedError)
+BROKEN = (*UNREACHABLE, aiohttp.ClientPayloadError, aiohttp.ClientResponseError, TimeoutError)
+
+
+class Upstream:
+    """The connections to one endpoint."""
+
+    def __init__(self, endpoint: Endpoint, timeout: aiohttp.ClientTimeout) -> None:
+        self.endpoint = endpoint
+        connector: aiohttp.BaseConnector = (
+            aiohttp.UnixConnector(str(endpoint.uds), limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            if endpoint.uds
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            read_bufsize=READ_BUFFER_BYTES,
+            trust_env=False,
+        )
+        self._urls: dict[str, URL] = {}
+        self.running = 0
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Sends the request; returns when the answer's headers are there. Never follows a redirect."""
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self.endpoint.base_url.rstrip("/") + path, encoded=True)
+        data = body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body)
+        return await self._session.post(url, data=data, headers=headers, allow_redirects=False)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class Upstreams:
+    """Finds the pool of an endpoint; forgets those whose socket is gone."""
+
+    def __init__(self, connect_timeout_s: float, idle_timeout_s: float) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
+        self._pools: dict[tuple[object, str], Upstream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def get(self, endpoint: Endpoint) -> Upstream:
+        key = (endpoint.uds, endpoint.base_url)
+        pool = self._pools.get(key)
+        if pool is None:
+            self._forget_gone()
+            pool = self._pools[key] = Upstream(endpoint, self._timeout)
+        return pool
+
+    def _forget_gone(self) -> None:
+        for key, pool in list(self._pools.items()):
+            uds = pool.endpoint.uds
+            if uds is not None and pool.running == 0 and not uds.exists():
+                task = asyncio.ensure_future(self._pools.pop(key).close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        for pool in list(self._pools.values()):
+            await pool.close()
+        self._pools.clear()
+        if self._closing:
+            await asyncio.gather(*self._closing)

@@ -1,0 +1,56 @@
+"""Wire shapes of the OpenAI and Anthropic protocols: error bodies, error events, model objects."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import orjson
+
+Protocol = Literal["openai", "anthropic"]
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def error_object(
+    protocol: Protocol, status: int, message: str, *, type_: str, code: str | None, param: str | None, request_id: str
+) -> dict[str, Any]:
+    """The body of an error answer, as the clients of `protocol` expect it."""
+    if protocol == "anthropic":
+        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
+        return body | ({"request_id": request_id} if request_id else {})
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+def error_event(protocol: Protocol, body: dict[str, Any]) -> bytes:
+    """`body` as a server-sent event that ends a stream which had begun."""
+    name = b"event: error\n" if protocol == "anthropic" else b""
+    return name + b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+def close_open_event(tail: bytes) -> bytes:
+    """What must precede an event of ours so that it does not run into the one that `tail` left unfinished."""
+    if not tail or tail.endswith((b"\n\n", b"\r\n\r\n")):
+        return b""
+    return b"\n" if tail.endswith(b"\n") else b"\n\n"
+
+
+def model_object(model_id: str, created_s: int, **extra: Any) -> dict[str, Any]:
+    """An entry of `GET /v1/models`."""
+    return {"id": model_id, "object": "model", "created": created_s, "owned_by": "roundhouse"} | extra
+
+
+def list_object(data: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"object": "list", "data": data}

@@ -1,0 +1,88 @@
+"""Counters and gauges in Prometheus' text form. Labels come from closed sets, so that clients cannot make new series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGauge:
+    """What is shown of one model."""
+
+    model: str
+    state: str
+    running: int
+    queued: int
+    loads: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is read when somebody scrapes."""
+
+    models: Iterable[ModelGauge]
+    budget_bytes: int
+    charged_bytes: int
+
+
+class _ModelCollector(Collector):
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._snapshot()
+        state = GaugeMetricFamily("roundhouse_model_state", "1 for the state that a model is in", labels=["model", "state"])
+        running = GaugeMetricFamily("roundhouse_model_running", "Requests that an engine answers", labels=["model"])
+        queued = GaugeMetricFamily("roundhouse_model_queued", "Requests that wait", labels=["model"])
+        loads = CounterMetricFamily("roundhouse_model_loads", "Finished loads", labels=["model"])
+        memory = GaugeMetricFamily("roundhouse_model_memory_bytes", "Measured while resident", labels=["model"])
+        for row in now.models:
+            state.add_metric([row.model, row.state], 1)
+            running.add_metric([row.model], row.running)
+            queued.add_metric([row.model], row.queued)
+            loads.add_metric([row.model], row.loads)
+            if row.memory_bytes is not None:
+                memory.add_metric([row.model], row.memory_bytes)
+        yield from (state, running, queued, loads, memory)
+        yield GaugeMetricFamily("roundhouse_memory_budget_bytes", "For all models together", value=now.budget_bytes)
+        yield GaugeMetricFamily("roundhouse_memory_charged_bytes", "Charged to models now", value=now.charged_bytes)
+
+
+class Metrics:
+    """One registry per app, none global, so that tests may have several apps."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "roundhouse_requests", "Answered requests", ["route", "model", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "roundhouse_request_seconds", "Until the last byte", ["route"], buckets=SECONDS, registry=self.registry
+        )
+        self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self.registry.register(_ModelCollector(snapshot))
+
+    def count(self, route: str, model: str, status: int, seconds: float) -> None:
+        """`route` and `model` must come from our own tables ("" where unknown), never from the request."""
+        key = (route, model, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._requests.labels(route, model, str(status))
+            self._histograms.setdefault(route, self._seconds.labels(route))
+        counter.inc()
+        self._histograms[route].observe(seconds)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
