@@ -2,8 +2,8 @@
 # Makes the virtual environment .venv for this machine; run it as `make install`.
 #
 # Does nothing when .venv was made from the same requirement files, for the same kind of machine; only puts the package
-# in again when pyproject.toml changed. Otherwise .venv is made anew: an installation that was broken off, or a list that
-# lost a package, leaves nothing behind.
+# in again when pyproject.toml changed. Otherwise .venv is made anew: an installation that was broken off, or a list
+# that lost a package, leaves nothing behind.
 #   ROUNDHOUSE_FLAVOUR=cpu|cuda   instead of looking for an NVIDIA GPU
 #   PYTHON=…                      instead of python3.11
 set -euo pipefail
@@ -39,17 +39,29 @@ find_flavour() {
     fi
 }
 
-# Debian leaves venv's ensurepip to a package of its own.
-make_venv() {
-    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-            say "installing Debian's python3-venv"
-            apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends python3-venv
-        else
-            die "$python lacks venv. Run 'sudo apt-get install python3-venv', then this again."
-        fi
+# Debian packages that pip cannot bring: venv's ensurepip; libnuma, which vLLM's CPU kernels are linked to; and for
+# Triton, which compiles at run time, a C compiler and Python's headers.
+missing_packages() {
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    if [[ $flavour == cpu ]]; then
+        "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || echo libnuma1
+    else
+        command -v cc >/dev/null || echo gcc
+        [[ -e $("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] || echo python3-dev
     fi
-    "$python" -m venv --clear "$VENV"
+}
+
+install_system_packages() {
+    local packages
+    packages=$(missing_packages | paste -sd' ')
+    [[ -n $packages ]] || return 0
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+        die "this machine lacks $packages: run 'sudo apt-get install $packages' (on Debian), then this again"
+    fi
+    say "installing from Debian: $packages"
+    apt-get update -qq
+    # shellcheck disable=SC2086  # several words
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null
 }
 
 pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps "$@"; }
@@ -82,7 +94,8 @@ started=$SECONDS
 if [[ $installed != "$wanted "* ]]; then
     say "making $VENV from $requirements ($flavour, $("$python" -V)); this happens once"
     rm -f "$STAMP"
-    make_venv
+    install_system_packages
+    "$python" -m venv --clear "$VENV"
     if [[ $flavour == cpu ]]; then
         say "installing torch for CPU"
         install_cpu_torch
