@@ -76,7 +76,7 @@ class RetrievalService:
         request = embeddings_request(body, self._model.encoder.max_tokens, self._model.width)
         encoded = await self._encode(request.inputs, request.truncate_to, "input")
         rows = shorten(await self._worker.run(encoded), request.dimensions)
-        written: Sequence[Any] = [to_base64(row) for row in rows] if request.base64 else rows
+        written: list[Any] = [to_base64(row) for row in rows] if request.base64 else list(rows)
         data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(written)]
         return _dump(object="list", data=data, model=request.model or self._name, usage=_usage(encoded))
 
@@ -170,7 +170,7 @@ def shorten(rows: Rows, dimensions: int | None) -> Rows:
 
 def to_base64(row: Rows) -> str:
     """Little-endian float32, as OpenAI's clients read it."""
-    return base64.b64encode(row.astype("<f4", copy=False)).decode("ascii")
+    return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode("ascii")
 
 
 def _chunks(sources: Sequence[Source]) -> Iterator[tuple[int, Sequence[Source]]]:

@@ -8,13 +8,16 @@ own module (chat templates, static embeddings, routers), at the price of tokeniz
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sentence_transformers.base.modules import Transformer
 
 from engines.runtime.retrieval import Encoded, InputEncoder, InvalidRequest, Source
+
+if TYPE_CHECKING:
+    from engines.runtime.retrieval import Ids
 
 UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
 PLAIN_TASKS = ("feature-extraction", "sequence-classification")
@@ -87,25 +90,24 @@ class TokenizerEncoder:
         ]
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
-        longest = max(item.tokens for item in batch)
-        ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(batch), longest), dtype=np.int64)
-        for row, item in enumerate(batch):
-            place = slice(longest - item.tokens, None) if self._left else slice(item.tokens)
-            ids[row, place] = item.ids
-            mask[row, place] = 1
-        features: dict[str, Any] = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        ones = [np.ones(item.tokens, dtype=np.int32) for item in batch]
+        features: dict[str, Any] = {
+            "input_ids": self._pad([item.ids for item in batch], ones, self._pad_id),
+            "attention_mask": self._pad(ones, ones, 0),
+        }
         if any(item.type_ids is not None for item in batch):
-            features["token_type_ids"] = torch.from_numpy(self._type_ids(batch, longest))
+            features["token_type_ids"] = self._pad([item.type_ids for item in batch], ones, self._pad_type_id)
         features["modality"] = "text"
         return features
 
-    def _type_ids(self, batch: Sequence[Encoded], longest: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        types = np.full((len(batch), longest), self._pad_type_id, dtype=np.int64)
-        for row, item in enumerate(batch):
-            place = slice(longest - item.tokens, None) if self._left else slice(item.tokens)
-            types[row, place] = 0 if item.type_ids is None else item.type_ids
-        return types
+    def _pad(self, rows: Sequence[Ids | None], ones: Sequence[Ids], value: int) -> torch.Tensor:
+        """[batch, longest], filled up with `value` on the side where this tokenizer pads; a row of None is zeros."""
+        longest = max(len(row) for row in ones)
+        padded = np.full((len(rows), longest), value, dtype=np.int64)
+        for place, row, one in zip(padded, rows, ones, strict=True):
+            span = slice(longest - len(one), None) if self._left else slice(len(one))
+            place[span] = one - 1 if row is None else row
+        return torch.from_numpy(padded)
 
 
 class ModuleEncoder:

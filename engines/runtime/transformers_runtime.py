@@ -7,9 +7,11 @@ quarter of one. So all imports, the model classes of common architectures includ
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from engines.runtime.protocol import EngineRequest
@@ -46,7 +48,9 @@ ARCHITECTURES = (
     "mistral",
 )
 MODULES = (
-    "sentence_transformers.models",
+    "sentence_transformers.models.Normalize",
+    "sentence_transformers.models.Pooling",
+    "sentence_transformers.models.Transformer",
     "sentence_transformers.base.modules",
     "sentence_transformers.sentence_transformer.modules",
     "sentence_transformers.cross_encoder.modules",
@@ -83,7 +87,7 @@ def _fill_caches() -> None:
     from transformers import conversion_mapping
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library's own lack
     fill = getattr(conversion_mapping, "get_checkpoint_conversion_mapping", None)
     if fill is not None:
         fill("bert")
@@ -105,7 +109,9 @@ def run_engine(request: EngineRequest) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     args = TransformersArgs.model_validate(request.args)
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    begin_s = time.monotonic()
     model = load_model(request.model_path, args)
+    logger.info("%s: loaded in %.2f s, %s", request.name, time.monotonic() - begin_s, args)
     uvloop.run(serve(request, model, args))
 
 

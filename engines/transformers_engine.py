@@ -1,0 +1,106 @@
+"""Embedding models and rerankers on sentence-transformers: the app's side of the transformers engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from engines.base import Engine, EngineContext, EngineStartError, Verdict
+from engines.launcher import Launcher
+from engines.process import ProcessEngine, engine_files
+from engines.runtime.protocol import EngineRequest
+from engines.runtime.transformers_args import TransformersArgs
+from models.types import ModelSpec, Task
+
+NAME = "transformers"
+RUNTIME_MODULE = "engines.runtime.transformers_runtime"
+BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+# What an engine process takes besides its weights: Python objects that a fork copies, the tokenizer, activations of a
+# batch; on CUDA mostly the device's context. Replaced by what is measured once a model has been loaded.
+OVERHEAD_BYTES = {"cpu": 300 * 1024**2, "cuda": 1024 * 1024**2}
+
+
+class TransformersFactory:
+    """Makes engines that serve /v1/embeddings, /v1/rerank, /v1/score and /tokenize for one model each."""
+
+    name = NAME
+
+    def __init__(self, context: EngineContext) -> None:
+        self._context = context
+        # Remote code, where a user allows it, is copied to this cache before it is imported.
+        env = {"HF_HOME": str(context.cache_dir / "huggingface"), "HF_HUB_OFFLINE": "1"}
+        self._launcher = Launcher(NAME, RUNTIME_MODULE, context, env=env)
+
+    def accepts(self, spec: ModelSpec) -> Verdict:
+        if spec.task not in (Task.EMBED, Task.RERANK):
+            return Verdict(False, f"the transformers engine serves embedding models and rerankers, not {spec.task}")
+        if spec.task is Task.RERANK and _is_causal(spec) and not (spec.path / "modules.json").is_file():
+            return Verdict(False, f"{spec.architecture} as a reranker needs a modules.json that says how it scores")
+        try:
+            self._args(spec)
+        except ValidationError as error:
+            return Verdict(False, _explain(error))
+        return Verdict(True, "sentence-transformers serves it")
+
+    def estimate_bytes(self, spec: ModelSpec) -> int:
+        """Weights in the dtype that they are loaded in, which on the CPU may be twice their size on disk."""
+        stored = BYTES_PER_WEIGHT.get(spec.dtype or "", 4)
+        loaded = BYTES_PER_WEIGHT.get(self._args(spec).resolved_dtype, stored)  # "auto": as stored
+        return spec.weights_bytes * loaded // stored + OVERHEAD_BYTES[self._context.device]
+
+    def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
+        uds, log_path = engine_files(self._context, NAME, spec.id)
+
+        def request() -> EngineRequest:
+            try:
+                args = self._args(spec)
+            except ValidationError as error:
+                raise EngineStartError(f"{spec.id}: {_explain(error)}") from None
+            return EngineRequest(
+                name=spec.id,
+                uds=str(uds),
+                model_path=str(spec.path),
+                log_path=str(log_path),
+                served_names=(spec.id, *spec.aliases),
+                args=args.model_dump(mode="json"),
+            )
+
+        return ProcessEngine(self._launcher, request, uds, self._context.device)
+
+    async def start(self) -> None:
+        await self._launcher.start()
+
+    def state(self) -> Mapping[str, Any]:
+        return self._launcher.state()
+
+    async def close(self) -> None:
+        await self._launcher.close()
+
+    def _args(self, spec: ModelSpec) -> TransformersArgs:
+        """The engine's defaults, under the model's own overrides, under what only we know. Raises ValidationError."""
+        overrides = spec.overrides
+        chosen = {**self._context.engine_args, **overrides.engine_args}
+        chosen |= {
+            "task": str(spec.task),
+            "device": self._context.device,
+            "trust_remote_code": overrides.trust_remote_code,
+            "allow_pickle": overrides.allow_pickle,
+        }
+        if overrides.max_model_len is not None:
+            chosen["max_model_len"] = overrides.max_model_len
+        return TransformersArgs.model_validate(chosen)
+
+
+def create_factory(context: EngineContext) -> TransformersFactory:
+    """Entry point `transformers` of the group roundhouse.engines."""
+    return TransformersFactory(context)
+
+
+def _is_causal(spec: ModelSpec) -> bool:
+    return spec.architecture.endswith("ForCausalLM")
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(f"engine_args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
