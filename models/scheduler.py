@@ -388,4 +388,3 @@ class Scheduler:
         """Drops a model that the catalog no longer has, once nothing of it is left."""
         if entry.removed and entry.state in (State.COLD, State.FAILED) and not entry.running and not entry.waiting:
             self.entries.pop(entry.model_id, None)
-

@@ -1,0 +1,101 @@
+"""Engines that a test moves by hand, at the seam of `engines.base`. No process, no waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.base import Endpoint, EngineStartError, ExitReport, Verdict
+from models.types import LoadReport, ModelSpec
+
+MIB = 2**20
+
+
+class FakeEngine:
+    """Starts when `may_start` is set; ends when told, or when `crash` is called."""
+
+    def __init__(self, factory: FakeFactory, spec: ModelSpec, adapters: Sequence[ModelSpec]) -> None:
+        self.spec = spec
+        self.adapters = [adapter.id for adapter in adapters]
+        self._factory = factory
+        self._exited = asyncio.Event()
+        self.alive = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(uds=Path("/nonexistent") / self.spec.id)
+
+    async def start(self, timeout_s: float) -> LoadReport:
+        self.alive = True
+        try:
+            await asyncio.wait_for(self._factory.may_start.wait(), timeout_s)
+            if self._factory.failure:
+                raise EngineStartError(self._factory.failure, "the last line")
+        except BaseException:
+            self.alive = False
+            raise
+        return LoadReport(duration_s=0.5, started_by="fork", memory_bytes=120 * MIB)
+
+    async def stop(self, grace_s: float) -> None:
+        await asyncio.wait_for(self._factory.may_stop.wait(), 10)
+        self.crash()
+
+    def crash(self) -> None:
+        self.alive = False
+        self._exited.set()
+
+    async def sleep(self, level: int) -> None:
+        raise NotImplementedError
+
+    async def wake(self) -> None:
+        raise NotImplementedError
+
+    async def health(self) -> bool:
+        return self.alive
+
+    def memory_bytes(self) -> int:
+        return 120 * MIB
+
+    async def wait_exited(self) -> ExitReport:
+        await self._exited.wait()
+        return ExitReport("it ended")
+
+
+class FakeFactory:
+    """Remembers every engine that it made."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.engines: list[FakeEngine] = []
+        self.may_start = asyncio.Event()
+        self.may_stop = asyncio.Event()
+        self.may_start.set()
+        self.may_stop.set()
+        self.failure: str | None = None
+        self.closed = False
+
+    def accepts(self, spec: ModelSpec) -> Verdict:
+        ok = spec.architecture != "Odd"
+        return Verdict(ok, "it is a fake" if ok else "the architecture Odd is not known")
+
+    def estimate_bytes(self, spec: ModelSpec) -> int:
+        return spec.weights_bytes
+
+    def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> FakeEngine:
+        self.engines.append(FakeEngine(self, spec, adapters))
+        return self.engines[-1]
+
+    async def start(self) -> None:
+        pass
+
+    def state(self) -> Mapping[str, Any]:
+        return {"state": "ready"}
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def alive(self) -> list[str]:
+        return [engine.spec.id for engine in self.engines if engine.alive]
