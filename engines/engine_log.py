@@ -12,12 +12,20 @@ _TAIL_READ_BYTES = 256 * 1024  # of the end; a traceback of several processes fi
 
 # What vLLM's and uvicorn's loggers put before a message: "(EngineCore pid=7) ERROR 07-01 10:00:00 [core.py:1] ".
 _LOG_PREFIX = re.compile(
-    r"^(\([\w ]+ pid=\d+\)\s*)*((DEBUG|INFO|WARNING|ERROR|CRITICAL)[:\s]+)?(\d\d-\d\d \d\d:\d\d:\d\d\s*)?(\[[\w./]+:\d+\]\s?)?"
+    r"^(\([\w ]+ pid=\d+\) )*((DEBUG|INFO|WARNING|ERROR|CRITICAL)[: ]+)?"
+    r"(\d\d-\d\d \d\d:\d\d:\d\d )?(\[[\w./]+:\d+\] ?)?"
 )
 _TRACEBACK = "Traceback (most recent call last):"
-_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Failure|Iteration)|[a-z_]\w*(?:\.\w+)+): ?(.*)")
+_EXCEPTION = re.compile(
+    r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Failure|Iteration)|[a-z_]\w*(?:\.\w+)+): ?(.*)"
+)
 # Errors that only say that another process failed, or that a wait was given up; the cause stands elsewhere.
-_SECONDARY = ("Engine core initialization failed", "WorkerProc initialization failed", "KeyboardInterrupt", "SystemExit")
+_SECONDARY = (
+    "Engine core initialization failed",
+    "WorkerProc initialization failed",
+    "KeyboardInterrupt",
+    "SystemExit",
+)
 _MAX_CAUSE_CHARS = 500
 
 
@@ -55,13 +63,14 @@ def cause_of(text: str) -> str:
     process ("Engine core initialization failed. See root cause above").
     """
     rows = [_LOG_PREFIX.sub("", row) for row in text.splitlines()]
-    found = [cause for index, row in enumerate(rows) if row.strip() == _TRACEBACK and (cause := _exception(rows, index))]
+    begins = [index for index, row in enumerate(rows) if row.strip() == _TRACEBACK]
+    found = [cause for index in begins if (cause := _exception(rows, index))]
     primary = [cause for cause in found if not any(echo in cause for echo in _SECONDARY)]
     return (primary or found or [""])[-1]
 
 
 def _exception(rows: list[str], traceback_at: int) -> str:
-    """The exception line of the traceback that begins at row `traceback_at`, with the rest of a message of many lines."""
+    """The exception line of the traceback that begins at that row, with the start of a message of many lines."""
     for index in range(traceback_at + 1, len(rows)):
         row = rows[index]
         if row.strip() == _TRACEBACK:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class EngineProcess:
         self._exited = asyncio.Event()
         self._gone = asyncio.Event()
         self._ready = False
+        self._stopping = False
         self._report = ExitReport("still running")
         self._reader = asyncio.create_task(self._read(), name=f"channel of {request.name}")
 
@@ -71,6 +73,7 @@ class EngineProcess:
     async def stop(self, grace_s: float) -> None:
         """TERM, wait up to `grace_s` (0: none), KILL; returns when the whole tree is gone. Raises EngineNotGone."""
         if not self._gone.is_set():
+            self._stopping = not self._exited.is_set()
             with contextlib.suppress(OSError):
                 self._channel.send(encode(Event.STOP, grace_s=grace_s), socket.MSG_NOSIGNAL)
         try:
@@ -125,7 +128,8 @@ class EngineProcess:
                 self._settled.set()
             case Event.EXITED:
                 text = engine_log.read_end(self.log_path)
-                self._on_exit(exit_report(message["exit_code"], message["signal"], message["error"], text))
+                report = exit_report(message["exit_code"], message["signal"], message["error"], text)
+                self._on_exit(replace(report, reason="stopped by the app") if self._stopping else report)
             case Event.GONE:
                 self._gone.set()
 
@@ -159,7 +163,7 @@ def exit_report(exit_code: int | None, signum: int | None, error: str, log_text:
     if signum is not None:
         how = f"ended by {signal.Signals(signum).name}"
         if signum == signal.SIGKILL:
-            how += " (killed by hand, by the app, or by the kernel for want of memory)"
+            how += " (killed by hand, or by the kernel for want of memory)"
     elif exit_code is not None:
         how = f"ended with exit code {exit_code}"
     else:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -34,7 +36,7 @@ def engine_files(context: EngineContext, engine_name: str, model_id: str) -> tup
     digest = hashlib.sha256(f"{engine_name}\0{model_id}".encode()).hexdigest()[:12]
     uds = context.run_dir / f"{digest}.sock"
     if len(str(uds).encode()) > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(f"{uds} is too long for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes); choose a shorter run folder")
+        raise ValueError(f"{uds}: choose a shorter run folder; it is too long for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes)")
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", model_id).strip(".-")[:80]
     return uds, context.log_dir / f"{engine_name}-{readable}-{digest[:6]}.log"
 
@@ -75,7 +77,8 @@ class ProcessEngine:
         except BaseException:
             await run_to_the_end(self._end(0))
             raise
-        return LoadReport(monotonic() - begin_s, process.start_method, self.memory_bytes())
+        duration_s = monotonic() - begin_s
+        return LoadReport(duration_s, process.start_method, await asyncio.to_thread(self.memory_bytes))
 
     async def stop(self, grace_s: float) -> None:
         """TERM, wait up to `grace_s`, KILL; returns when the whole tree is gone. Raises EngineNotGone. Idempotent."""
@@ -112,15 +115,24 @@ class ProcessEngine:
     async def _spawn(self, timeout_s: float) -> EngineProcess:
         # Reading the model's folder for the request may take milliseconds on a network file system.
         request = await asyncio.to_thread(self._request)
-        self._uds.unlink(missing_ok=True)  # vLLM does not replace a stale socket
-        self._process = await self._launcher.spawn(request, timeout_s)
+        self._remove_stale()  # vLLM does not replace a stale socket
+        self._process = await self._launcher.spawn(replace(request, scratch=str(self._scratch)), timeout_s)
         self._spawned.set()
         return self._process
 
     async def _end(self, grace_s: float) -> None:
         if self._process is not None:
             await self._process.stop(grace_s)
+        self._remove_stale()
+
+    @property
+    def _scratch(self) -> Path:
+        return self._uds.with_suffix(".tmp")
+
+    def _remove_stale(self) -> None:
+        """The keeper removes these; this is for keepers that were killed."""
         self._uds.unlink(missing_ok=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 async def _http_status(uds: Path, path: str) -> int:

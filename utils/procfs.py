@@ -104,6 +104,16 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def shared_memory(pid: int) -> set[str]:
+    """Paths of the POSIX shared memory (/dev/shm) that `pid` has mapped and nobody has unlinked yet."""
+    try:
+        maps = (PROC / str(pid) / "maps").read_text(errors="replace")
+    except OSError:
+        return set()
+    paths = (line[line.index("/dev/shm/") :] for line in maps.splitlines() if " /dev/shm/" in line)
+    return {path for path in paths if not path.endswith(" (deleted)")}
+
+
 def pss_bytes(pid: int) -> int:
     """Proportional set size of `pid`: its own pages and its share of those it shares. 0 where it is gone.
 

@@ -15,9 +15,11 @@ import faulthandler
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -61,6 +63,7 @@ class _Keeper:
         self._pipe_fd = pipe_fd
         self._error = ""
         self._exited = False
+        self._shared_memory: set[str] = set()
         self._kill_at_s: float | None = None  # monotonic; when the grace of a stop ends
         self._kill_since_s: float | None = None  # monotonic; set while the tree is being killed
         self._selector = selectors.DefaultSelector()
@@ -80,6 +83,7 @@ class _Keeper:
             if not self._reap():
                 break
             self._act_on_time()
+        self._remove_files()
         self.tell(Event.GONE)
 
     def _timeout_s(self) -> float:
@@ -97,11 +101,25 @@ class _Keeper:
         else:
             bound_log(self._request.log_path)
 
+    def _note_shared_memory(self) -> None:
+        """Before anything is killed: a killed process unlinks nothing, and vLLM ends by killing its own children."""
+        for pid in procfs.descendants(os.getpid()):
+            self._shared_memory |= procfs.shared_memory(pid)
+
+    def _remove_files(self) -> None:
+        """What the engine left that is not a process."""
+        for path in (self._request.uds, *self._shared_memory):
+            with suppress(OSError):
+                os.unlink(path)
+        if self._request.scratch:
+            shutil.rmtree(self._request.scratch, ignore_errors=True)
+
     def _start_killing(self) -> None:
         if self._kill_since_s is None:
             self._kill_since_s = time.monotonic()
 
     def _kill_tree(self, since_s: float) -> None:
+        self._note_shared_memory()
         for pid in procfs.descendants(os.getpid()):
             if since_s < TRACKER_SPARE_S and "multiprocessing.resource_tracker" in procfs.command_line(pid):
                 continue  # it ends by itself once those that it tracks are gone
@@ -152,6 +170,7 @@ class _Keeper:
     def _stop(self, grace_s: float) -> None:
         kill_at_s = time.monotonic() + grace_s
         self._kill_at_s = kill_at_s if self._kill_at_s is None else min(self._kill_at_s, kill_at_s)
+        self._note_shared_memory()
         if grace_s > 0 and not self._exited:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
@@ -171,6 +190,7 @@ class _Keeper:
         for line in data.splitlines():
             message = json.loads(line)
             if message["event"] == Event.READY:
+                self._note_shared_memory()
                 self.tell(Event.READY)
             else:
                 self._error = message["error"]
@@ -203,6 +223,7 @@ def _be_engine(request: EngineRequest, run_engine: RunEngine, keeper_pid: int, p
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, KEEPER_SIGNALS)
         os.environ.update(request.env)
+        _use_scratch(request.scratch)
         run_engine(replace(request, notify=lambda: _say(pipe_fd, Event.READY)))
         status = 0
     except SystemExit as exit_:
@@ -216,6 +237,14 @@ def _be_engine(request: EngineRequest, run_engine: RunEngine, keeper_pid: int, p
                 stream.flush()
         # Not sys.exit: this process is a copy of one that had more on its stack. What the engine left is killed.
         os._exit(status)
+
+
+def _use_scratch(scratch: str) -> None:
+    """Temporary files, sockets among them, go where the keeper finds them and nobody else looks."""
+    if scratch:
+        os.makedirs(scratch, mode=0o700)
+        os.environ["TMPDIR"] = scratch
+        tempfile.tempdir = None  # chosen once per process, and this one was forked after
 
 
 def describe(error: BaseException) -> str:

@@ -1,7 +1,9 @@
 """The launcher: a process that imports a framework once and forks an engine for each load.
 
     python -m engines.runtime.launcher RUNTIME_MODULE --parent-pid P --control-fd N
-    python -m engines.runtime.launcher RUNTIME_MODULE --parent-pid P --channel-fd N --request-fd N   (one engine, by exec)
+    python -m engines.runtime.launcher RUNTIME_MODULE --parent-pid P --channel-fd N --request-fd N
+
+The second form is one engine started by exec.
 
 RUNTIME_MODULE has `preload()` (imports what is expensive, starts no thread, does not touch CUDA), `run_engine(request)`
 (serves until SIGTERM) and `cuda_initialized()`. Before each fork the launcher checks that it still has one thread and
@@ -101,7 +103,7 @@ class Launcher:
         return _Spawn(EngineRequest.from_json(decode(data)["request"]), socket.socket(fileno=fds[0]))
 
     def _spawn(self, spawn: _Spawn) -> None:
-        """A failure here (no memory, no process left) is told to whoever waits for the engine; the launcher lives on."""
+        """A failure here (no memory, no process left) is told to whoever waits for the engine; we live on."""
         reason = exec_reason(self._runtime)
         try:
             pid = self._exec(spawn, reason) if reason else self._fork(spawn)

@@ -51,7 +51,8 @@ class EngineRequest:
     """One engine to start. All but `notify` travels as JSON; paths are strings for that reason.
 
     `args` is read by the runtime module alone: a command line (list) or named values (mapping). `env` is set in the
-    engine process before its runtime runs.
+    engine process before its runtime runs. `scratch`, if given, is a folder that does not exist yet: it is the engine's
+    TMPDIR, and removed with it.
     """
 
     name: str  # for people: log lines and errors
@@ -61,6 +62,7 @@ class EngineRequest:
     served_names: tuple[str, ...] = ()
     args: list[Any] | Mapping[str, Any] = field(default_factory=list)
     env: Mapping[str, str] = field(default_factory=dict)
+    scratch: str = ""
     notify: Callable[[], None] = field(default=_nobody, compare=False, repr=False)
 
     def ready(self) -> None:

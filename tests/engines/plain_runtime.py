@@ -20,7 +20,7 @@ _cuda = False
 
 
 def preload() -> None:
-    """PLAIN_PRELOAD in the launcher's environment: `thread` leaves a thread running, `raise` fails, `cuda` claims CUDA."""
+    """PLAIN_PRELOAD (environment): `thread` leaves a thread running, `raise` fails, `cuda` claims CUDA."""
     global _cuda
     match os.environ.get("PLAIN_PRELOAD", ""):
         case "thread":

@@ -1,0 +1,135 @@
+"""vLLM in a launcher: what to import before the fork, and vLLM's own OpenAI server after it, unmodified.
+
+The two things that are changed in vLLM stand in functions of their own: `keep_forking_on_cpu` and
+`announce_when_accepting`. Both touch this process only.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engines.runtime.protocol import EngineRequest
+
+START_METHOD_VARIABLE = "VLLM_WORKER_MULTIPROC_METHOD"
+
+# Imported by vLLM itself only once it serves or builds an engine; 0.05 to 2 s each on the way to a first token.
+_PRELOADED = (
+    "uvloop",
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+)
+_PRELOADED_ON_CPU = ("vllm.v1.worker.cpu_worker",)
+_PRELOADED_ON_CUDA = ("vllm.v1.worker.gpu_worker",)
+
+
+def preload() -> None:
+    """Imports vLLM and what it would import later. Needs OPENBLAS_NUM_THREADS=1 to stay single-threaded."""
+    from vllm.platforms import current_platform
+
+    device = _PRELOADED_ON_CPU if current_platform.is_cpu() else _PRELOADED_ON_CUDA
+    for name in (*_PRELOADED, *device):
+        importlib.import_module(name)
+
+
+def cuda_initialized() -> bool:
+    """By torch's own account, or by a device file that only a CUDA context (not NVML) opens."""
+    import torch
+
+    return bool(torch.cuda.is_initialized()) or "/dev/nvidia-uvm" in _open_files()
+
+
+def _open_files() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.add(os.readlink(Path("/proc/self/fd") / fd))
+    return found
+
+
+def run_engine(request: EngineRequest) -> None:
+    """Serves `request` until SIGTERM with vLLM's server; `request.args` is its command line, less --uds."""
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    keep_forking_on_cpu()
+    announce_when_accepting(request.ready)
+    import_architectures(Path(request.model_path))
+    parser = make_arg_parser(FlexibleArgumentParser(prog=request.name))
+    args = parser.parse_args([*map(str, request.args), "--uds", request.uds])
+    configure_logging_from_args(args)
+    validate_parsed_serve_args(args)
+    uvloop.run(run_server(args))
+
+
+def keep_forking_on_cpu() -> None:
+    """The one CPU adjustment: vLLM's CPU platform makes its own processes by spawn, which imports everything again.
+
+    `check_and_update_config` sets the start method to spawn; right after it, it is set back to fork. That is safe
+    here, as nothing has run a parallel region (and so started OpenMP's threads) before vLLM starts its processes.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    platform: Any = type(current_platform)
+    original: Callable[..., None] = platform.check_and_update_config
+
+    @functools.wraps(original)
+    def check_and_update_config(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        os.environ[START_METHOD_VARIABLE] = "fork"
+
+    platform.check_and_update_config = staticmethod(check_and_update_config)
+
+
+def import_architectures(model_path: Path) -> None:
+    """Imports the model's class here, which a warm process does in milliseconds.
+
+    vLLM itself would start another Python and import everything in it (10 s), to learn what the class can do without
+    risking that its module initialises CUDA; it keeps the answer in its cache per class. Should a module do that, vLLM
+    notices, and makes its own processes by spawn.
+    """
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    for architecture in _architectures(model_path):
+        lazy = ModelRegistry.models.get(architecture)
+        if lazy is not None:
+            ModelRegistry.register_model(architecture, lazy.load_model_cls())
+
+
+def _architectures(model_path: Path) -> list[str]:
+    """As the model's config.json says; none where it cannot be read, which vLLM will say better."""
+    try:
+        config = json.loads((model_path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return []
+    names = config.get("architectures") if isinstance(config, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def announce_when_accepting(ready: Callable[[], None]) -> None:
+    """`ready` is called when uvicorn, which vLLM serves with, listens on its socket."""
+    import uvicorn
+
+    original = uvicorn.Server.startup
+
+    @functools.wraps(original)
+    async def startup(self: uvicorn.Server, *args: Any, **kwargs: Any) -> None:
+        await original(self, *args, **kwargs)
+        if self.started:
+            ready()
+
+    uvicorn.Server.startup = startup  # type: ignore[method-assign]
