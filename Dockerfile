@@ -27,7 +27,6 @@ COPY app ./app
 COPY engines ./engines
 COPY models ./models
 COPY utils ./utils
-COPY demo ./demo
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 # State and compile caches survive the container in one volume. Inside a container everything is "not loopback", and

@@ -154,15 +154,14 @@ def ps(
 ) -> None:
     """Show the loaded models: state, requests, memory, times."""
     with _failures(json):
-        health = _client(url).health()
-        statuses = health.get("models") or []
-        if not all_:
-            statuses = [status for status in statuses if status.get("state") != "cold"]
-        memory = health.get("memory") or {}
+        client = _client(url)
+        memory = client.health().get("memory") or {}
+        entries = [entry for entry in client.get("/v1/models")["data"] if entry.get("task") != "adapter"]
+        found = [client.get(model_path(entry["id"])) for entry in entries if all_ or entry.get("state") != "cold"]
         if json:
-            out.print_json({"status": health.get("status"), "memory": memory, "models": statuses})
+            out.print_json({"memory": memory, "models": found})
         else:
-            out.print_statuses(statuses, memory)
+            out.print_statuses(found, memory)
 
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or only ask for it.")]

@@ -61,7 +61,7 @@ def print_models(models: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
         for model in models:
             _print_reasons(model)
     else:
-        print_table(("MODEL", "TASK", "STATE", "SIZE", "ALIASES"), map(_model_row, models))
+        print_table(("MODEL", "TASK", "STATE", "CONTEXT", "ALIASES"), map(_model_row, models))
 
 
 def _model_row(model: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -69,7 +69,7 @@ def _model_row(model: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         (str(model["id"]), ""),
         (str(model.get("task") or ""), ""),
         _state_cell(model),
-        (size(model.get("weights_bytes")), ""),
+        (str(model.get("max_model_len") or ""), ""),
         (", ".join(model.get("aliases") or ()), ""),
     )
 
