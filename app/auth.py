@@ -95,7 +95,8 @@ class HostCheck:
         name = split_host(host)
         if not (is_loopback(name) or name == self._bind_host or name in self._allowed or "*" in self._allowed):
             raise Forbidden(
-                f"Host {name[:100]!r} is not served here. If it should be, add it to allowed_hosts (ROUNDHOUSE_ALLOWED_HOSTS)."
+                f"Host {name[:100]!r} is not served here. If it should be, add it to allowed_hosts "
+                "(ROUNDHOUSE_ALLOWED_HOSTS)."
             )
         if len(self._seen) < 64:  # a bound: the port may be anything
             self._seen.add(host)

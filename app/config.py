@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -50,9 +50,8 @@ class ModelConfig(BaseModel):
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
-    def overrides(self, preload: bool = False) -> ModelOverrides:
+    def overrides(self) -> ModelOverrides:
         values = {name: getattr(self, name) for name in ModelOverrides.__dataclass_fields__}
-        values["preload"] = self.preload or preload
         values["kv_cache_bytes"] = None if self.kv_cache_bytes is None else int(self.kv_cache_bytes)
         return ModelOverrides(**values)
 
@@ -145,6 +144,8 @@ class Settings(BaseSettings):
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     engines: dict[str, EngineConfig] = Field(default_factory=dict)
 
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
     @field_validator("api_keys", "allowed_hosts", "cors_origins", "preload", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
@@ -190,13 +191,16 @@ class Settings(BaseSettings):
             found += _read_keys(self.api_key_file)
         return tuple(dict.fromkeys(found))
 
+    def given(self) -> dict[str, Any]:
+        """What `load_settings` was given over file and environment; for loading them anew."""
+        return self._given
+
     def policy(self) -> Policy:
         return Policy(**{name: getattr(self, name) for name in Policy.__dataclass_fields__})
 
     def overrides(self) -> dict[str, ModelOverrides]:
-        """What is configured of each model, by id; models that are only in `preload` included."""
-        named = {name: config.overrides(name in self.preload) for name, config in self.models.items()}
-        return named | {name: ModelOverrides(preload=True) for name in self.preload if name not in named}
+        """What is configured of each model, by id."""
+        return {model_id: config.overrides() for model_id, config in self.models.items()}
 
 
 def check_key(key: str) -> None:
@@ -241,8 +245,11 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         file = read_config_file(path) if path else None
         settings = Settings(**{**(file.values if file else {}), **EnvSettingsSource(Settings)(), **given})
     except (ValidationError, SettingsError) as error:
-        raise ConfigError(explain(error, file, known_keys()) if isinstance(error, ValidationError) else str(error)) from None
+        raise ConfigError(
+            explain(error, file, known_keys()) if isinstance(error, ValidationError) else str(error)
+        ) from None
     settings.keys()
+    settings._given.update(given)
     return settings
 
 

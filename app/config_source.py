@@ -87,7 +87,9 @@ def explain(error: ValidationError, file: ConfigFile | None, known_at: Mapping[s
 def _explain_one(item: Mapping[str, Any], file: ConfigFile | None, known_at: Mapping[str, Sequence[str]]) -> str:
     loc: Location = tuple(item["loc"])
     name = ".".join(str(part) for part in loc)
-    where = (file.where(loc) if file else "") or f"environment variable {ENV_PREFIX}{str(loc[0] if loc else '').upper()}"
+    where = (
+        file.where(loc) if file else ""
+    ) or f"environment variable {ENV_PREFIX}{str(loc[0] if loc else '').upper()}"
     if item["type"] != "extra_forbidden":
         message = str(item["msg"]).removeprefix("Value error, ")
         return f"{where}: {name or 'settings'}: {message}{_shown(loc, item.get('input'))}"

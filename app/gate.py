@@ -59,9 +59,11 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await self._control(scope, receive, send)
+            await self._control(scope, receive, send)
+            return
         if scope["type"] != "http":  # WebSockets: none yet
-            return await send({"type": "websocket.close", "code": 1000})
+            await send({"type": "websocket.close", "code": 1000})
+            return
         exchange = Exchange(scope, receive, send)
         try:
             await self._answer(exchange)
@@ -82,19 +84,22 @@ class Gate:
     async def _answer(self, exchange: Exchange) -> None:
         path, method, headers = exchange.path, exchange.method, exchange.headers
         if path in HEALTH:
-            return await self._to_control(exchange)
+            await self._to_control(exchange)
+            return
         access = self._access
         access.hosts.check(headers.get(b"host"))
         if b"origin" in headers:
             exchange.extra += access.origins.headers_for(headers)
             if method == "OPTIONS" and (allowed := access.origins.preflight(headers)) is not None:
                 exchange.extra = []
-                return await exchange.respond(Rendered(204, allowed, b""))
+                await exchange.respond(Rendered(204, allowed, b""))
+                return
         access.keys.check(headers)
         access.origins.check(headers, method)
         route = ROUTES.get(path)
         if route is None:
-            return await self._to_control(exchange)
+            await self._to_control(exchange)
+            return
         exchange.route = path
         if method != "POST":
             raise MethodNotAllowed(method, path, "POST")

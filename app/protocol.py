@@ -129,5 +129,7 @@ class _GuardedProtocol(HttpToolsProtocol):
             return
         answer = render(error, "openai")
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in answer.headers)
-        self.transport.write(b"HTTP/1.1 %d Refused\r\n" % answer.status + lines + b"connection: close\r\n\r\n" + answer.body)
+        self.transport.write(
+            b"HTTP/1.1 %d Refused\r\n" % answer.status + lines + b"connection: close\r\n\r\n" + answer.body
+        )
         self.transport.close()

@@ -99,7 +99,8 @@ class DataPlane:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 async with self._manager.lease(spec) as lease:
-                    return await self._relay(exchange, route, body, lease)
+                    await self._relay(exchange, route, body, lease)
+                return
             except EngineUnreachable as error:
                 logger.warning("{}: the engine of {} gave no answer: {}", exchange.request_id, spec.id, error)
                 if attempt == ATTEMPTS:

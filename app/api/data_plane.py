@@ -1,0 +1,58 @@
+"""Documents the data plane in /openapi.json. These handlers are never called: `app.gate` answers the paths before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.api import schemas
+from app.api.schemas import ErrorAnswer
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "Malformed, or a model of another kind"},
+    401: {"model": ErrorAnswer, "description": "Missing or wrong API key"},
+    404: {"model": ErrorAnswer, "description": "Unknown model"},
+    413: {"model": ErrorAnswer, "description": "Body too large"},
+    502: {"model": ErrorAnswer, "description": "The engine ended while it answered"},
+    503: {"model": ErrorAnswer, "description": "Overloaded, not loadable or shutting down; see Retry-After"},
+}
+DOCUMENTED: dict[str, tuple[type[schemas.WithModel], str, str]] = {
+    "/v1/chat/completions": (schemas.ChatCompletionRequest, "OpenAI", "Chat completion, streaming or not"),
+    "/v1/completions": (schemas.CompletionRequest, "OpenAI", "Text completion, streaming or not"),
+    "/v1/responses": (schemas.ResponsesRequest, "OpenAI", "OpenAI Responses, streaming or not"),
+    "/v1/embeddings": (schemas.EmbeddingRequest, "OpenAI", "Embeddings"),
+    "/v1/messages": (schemas.AnthropicMessagesRequest, "Anthropic", "Anthropic Messages, streaming or not"),
+    "/v1/messages/count_tokens": (schemas.AnthropicCountRequest, "Anthropic", "Tokens of an Anthropic request"),
+    "/v1/rerank": (schemas.RerankRequest, "retrieval", "Rerank documents (Jina's shape)"),
+    "/v2/rerank": (schemas.RerankRequest, "retrieval", "Rerank documents (Cohere's shape)"),
+    "/rerank": (schemas.RerankRequest, "retrieval", "Rerank documents"),
+    "/v1/score": (schemas.ScoreRequest, "retrieval", "Scores of pairs of texts"),
+    "/score": (schemas.ScoreRequest, "retrieval", "Scores of pairs of texts"),
+    "/tokenize": (schemas.TokenizeRequest, "tokens", "Text or messages to token ids"),
+    "/detokenize": (schemas.DetokenizeRequest, "tokens", "Token ids to text"),
+}
+
+
+def documentation_router() -> APIRouter:
+    router = APIRouter()
+    for path, (schema, tag, summary) in DOCUMENTED.items():
+        router.add_api_route(
+            path,
+            _handler(schema),
+            methods=["POST"],
+            summary=summary,
+            tags=[tag],
+            responses=ERRORS,
+            operation_id=path.strip("/").replace("/", "_"),
+            response_description="The engine's answer, byte for byte; `text/event-stream` when `stream` is true",
+        )
+    return router
+
+
+def _handler(schema: type[schemas.WithModel]) -> Any:
+    async def documented(body: schemas.WithModel) -> dict[str, Any]:
+        raise AssertionError("the data plane answers this path")
+
+    documented.__annotations__["body"] = schema
+    return documented

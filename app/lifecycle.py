@@ -1,0 +1,132 @@
+"""What happens around the answering: the start in the background, changes of the configuration, the end.
+
+The server is bound before any of it, so that /health answers within a second; requests for models that are not known
+yet are refused until the first scan is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Protocol
+
+from app.config import Settings
+from app.deps import AppState
+from app.reload import ConfigReloader
+from app.upstream import Upstreams
+from models.types import ModelOverrides, ModelSpec
+from utils.logging import logger
+
+
+class Scans(Protocol):
+    """As `models.discovery.Scanner`."""
+
+    def scan(self) -> list[ModelSpec]: ...
+
+    def set_overrides(self, overrides: dict[str, ModelOverrides]) -> None: ...
+
+
+class Watches(Protocol):
+    """As `models.watch.FolderWatcher`."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+OnChange = Callable[[Sequence[ModelSpec]], None]
+MakeWatcher = Callable[[OnChange], Watches]
+
+
+class Lifecycle:
+    """Starts and ends what the app consists of; the only writer of `AppState.phase`."""
+
+    def __init__(self, state: AppState, scanner: Scans, make_watcher: MakeWatcher, upstreams: Upstreams) -> None:
+        self._state = state
+        self._scanner = scanner
+        self._watcher = make_watcher(self._on_models)
+        self._watching = False
+        self._upstreams = upstreams
+        self._settings = state.settings
+        self._reloader = ConfigReloader(state.settings, self._apply, self._on_config_error)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+        """For FastAPI: returns at once; the work goes on in the background."""
+        self._tasks = [asyncio.create_task(self._begin()), asyncio.create_task(self._reloader.run())]
+        try:
+            yield
+        finally:
+            await self._end()
+
+    async def drain(self) -> None:
+        """Refuses new requests, lets running ones finish up to shutdown_timeout_s, ends all engines."""
+        self._state.phase = "stopping"
+        self._closing = asyncio.current_task()
+        logger.info("Shutting down: running answers have {:g} s to finish.", self._settings.shutdown_timeout_s)
+        await self._stop_tasks()
+        await self._state.manager.close(self._settings.shutdown_timeout_s)
+
+    async def hurry(self) -> None:
+        """As `drain`, without waiting for running answers."""
+        self._state.phase = "stopping"
+        logger.warning("Shutting down at once: running answers are cut off.")
+        await self._state.manager.close(0.0)
+
+    async def _begin(self) -> None:
+        await self._guarded(self._rescan(), "The models folder cannot be read")
+        if self._state.phase == "starting":
+            self._state.phase = "ready"
+        await self._guarded(self._state.manager.start(), "The engines cannot be started")
+        await self._guarded(self._start_watching(), "The models folder cannot be watched")
+
+    async def _start_watching(self) -> None:
+        self._watching = True
+        await self._watcher.start()
+
+    async def _guarded(self, work: Awaitable[None], what: str) -> None:
+        try:
+            await work
+        except Exception as error:  # the top of a background task: the server goes on and says what is wrong
+            self._state.scan_error = f"{what}: {error}"
+            logger.exception("{}", what)
+
+    async def _rescan(self) -> None:
+        self._on_models(await asyncio.to_thread(self._scanner.scan))
+
+    def _on_models(self, specs: Sequence[ModelSpec]) -> None:
+        self._state.manager.catalog.replace(specs)
+        logger.info("{} models in {}", len(specs), self._settings.models_dir)
+
+    async def _apply(self, old: Settings, new: Settings) -> None:
+        self._settings = new
+        self._state.settings = new
+        if old.policy() != new.policy():
+            self._state.manager.set_policy(new.policy())
+        if old.overrides() != new.overrides():
+            self._scanner.set_overrides(new.overrides())
+            await self._guarded(self._rescan(), "The models folder cannot be read")
+
+    def _on_config_error(self, message: str | None) -> None:
+        self._state.config_error = message
+
+    async def _stop_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+        if self._watching:
+            self._watching = False
+            await self._watcher.stop()
+
+    async def _end(self) -> None:
+        await self._stop_tasks()
+        if self._state.phase != "stopping":  # the server ended without a signal
+            self._state.phase = "stopping"
+            await self._state.manager.close(0.0)
+        await self._upstreams.close()

@@ -1,0 +1,182 @@
+"""Puts the app together and serves it: `python -m app.main`, or `roundhouse serve`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from app.api.build import build_control_app
+from app.auth import HostCheck, KeyRing, OriginCheck, check_bind
+from app.config import ConfigError, Settings, load_settings
+from app.deps import AppState
+from app.gate import Access, Gate
+from app.lifecycle import Lifecycle, MakeWatcher, OnChange, Scans, Watches
+from app.memory import Device, measure_device
+from app.proxy import DataPlane
+from app.run_dir import RunDir
+from app.server import DrainingServer, bind, server_config
+from app.upstream import Upstreams
+from engines.base import EngineContext
+from engines.registry import Engines, create_factories
+from models.catalog import Catalog
+from models.discovery import Scanner
+from models.manager import ModelManager
+from utils.logging import logger, set_up_logging
+from utils.telemetry import Metrics, ModelGauge, Snapshot
+
+EXIT_CONFIG = 2
+EXIT_BIND = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Roundhouse:
+    """The ASGI app and what is behind it."""
+
+    app: Gate
+    lifecycle: Lifecycle
+    state: AppState
+
+
+def serve(settings: Settings) -> int:
+    """Serves until a TERM or INT signal; returns the exit code.
+
+    Raises ConfigError (bind rule, keys) and OSError (address in use) before anything was started.
+    """
+    set_up_logging(settings.log_format, settings.log_level)
+    keys = KeyRing(settings.keys())
+    check_bind(settings.host, keys, settings.allow_anonymous)
+    with bind(settings) as listener:
+        run_dir = RunDir()
+        try:
+            host, port = listener.getsockname()[:2]
+            where = f"[{host}]" if ":" in host else host
+            logger.info("Roundhouse on http://{}:{}/v1, models from {}", where, port, settings.models_dir.absolute())
+            roundhouse = build(settings, run_dir.path)
+            DrainingServer(server_config(roundhouse.app, settings), roundhouse.lifecycle).run([listener])
+        finally:
+            run_dir.close()
+    return 0
+
+
+def build(
+    settings: Settings,
+    run_dir: Path,
+    *,
+    engines: Engines | None = None,
+    scanner: Scans | None = None,
+    make_watcher: MakeWatcher | None = None,
+) -> Roundhouse:
+    """The whole app, cold. Tests give engines, a scanner and a watcher of their own."""
+    _make_folders(settings)
+    device = _device(settings)
+    engines = engines or create_factories(_context_for(settings, run_dir, device.kind))
+    for name, why in engines.errors.items():
+        logger.error("Engine {} cannot be used: {}", name, why)
+    manager = ModelManager(
+        catalog=Catalog(),
+        factories=engines.factories,
+        policy=settings.policy(),
+        budget_bytes=device.budget_bytes,
+        state_dir=settings.state_dir,
+        preload=settings.preload,
+    )
+    metrics = Metrics(lambda: _snapshot(manager))
+    state = AppState(settings, manager, metrics, engines.errors, device.kind)
+    upstreams = Upstreams(settings.upstream_connect_timeout_s, settings.upstream_idle_timeout_s)
+    folder = Scanner(settings.models_dir, settings.overrides())
+    make_watcher = make_watcher or partial(_folder_watcher, settings, folder)
+    lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams)
+    return Roundhouse(_gate(settings, state, lifecycle, upstreams), lifecycle, state)
+
+
+def _folder_watcher(settings: Settings, folder: Scanner, on_change: OnChange) -> Watches:
+    from models.watch import FolderWatcher
+
+    return FolderWatcher(folder, on_change, poll_s=settings.poll_s if settings.watch == "poll" else None)
+
+
+def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: Upstreams) -> Gate:
+    body_limits = {"max_body_bytes": int(settings.max_body_bytes)}
+    read_timeout_s = settings.request_read_timeout_s
+    access = Access(
+        KeyRing(settings.keys()),
+        HostCheck(settings.host, settings.allowed_hosts),
+        OriginCheck(settings.cors_origins),
+    )
+    return Gate(
+        access=access,
+        data_plane=DataPlane(state.manager, upstreams, **body_limits, read_timeout_s=read_timeout_s),
+        control=build_control_app(state, lifecycle.lifespan),
+        metrics=state.metrics,
+        **body_limits,
+        read_timeout_s=read_timeout_s,
+        access_log=settings.access_log,
+    )
+
+
+def _make_folders(settings: Settings) -> None:
+    for folder in (settings.state_dir, settings.state_dir / "logs", settings.state_dir / "cache"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The state folder {folder} cannot be made: {error}. Set ROUNDHOUSE_STATE_DIR."
+            ) from error
+
+
+def _device(settings: Settings) -> Device:
+    device = measure_device()
+    if settings.memory_budget_bytes is not None:
+        device = Device(device.kind, int(settings.memory_budget_bytes), "memory_budget_bytes")
+    logger.info("Device {}: {} MiB for models ({})", device.kind, device.budget_bytes >> 20, device.why)
+    return device
+
+
+def _context_for(settings: Settings, run_dir: Path, device: str) -> Callable[[str], EngineContext]:
+    kv_cache_bytes = None if settings.kv_cache_bytes is None else int(settings.kv_cache_bytes)
+
+    def context(name: str) -> EngineContext:
+        config = settings.engines.get(name)
+        return EngineContext(
+            run_dir=run_dir,
+            log_dir=settings.state_dir / "logs",
+            cache_dir=settings.state_dir / "cache",
+            device=device,
+            engine_args=config.args if config else {},
+            kv_cache_bytes=kv_cache_bytes,
+        )
+
+    return context
+
+
+def _snapshot(manager: ModelManager) -> Snapshot:
+    memory = manager.memory()
+    return Snapshot(
+        models=[
+            ModelGauge(status.id, status.state, status.running, status.queued, status.loads, status.memory_bytes)
+            for status in manager.statuses()
+        ],
+        budget_bytes=memory.budget_bytes,
+        charged_bytes=memory.charged_bytes,
+    )
+
+
+def main() -> int:
+    """Serves by environment and file alone; `roundhouse serve` has options and the same effect."""
+    try:
+        return serve(load_settings())
+    except ConfigError as error:
+        print(f"roundhouse: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except OSError as error:
+        print(f"roundhouse: cannot listen: {error}", file=sys.stderr)
+        return EXIT_BIND
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main())

@@ -1,0 +1,81 @@
+"""How much memory models may take: measured where the settings do not say."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+CUDA_SHARE = 0.92  # the rest is for contexts, fragmentation, and whoever draws the desktop
+RAM_SHARE = 0.70  # the rest is for the page cache, the app and everybody else
+UNLIMITED = 1 << 60  # cgroup v1 writes a number about this large for "no limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`kind` is "cuda" or "cpu"; `budget_bytes` what models may take together; `why` a sentence for the log."""
+
+    kind: str
+    budget_bytes: int
+    why: str
+
+
+def measure_device() -> Device:
+    total = _cuda_total_bytes()
+    if total:
+        return Device("cuda", int(total * CUDA_SHARE), f"{CUDA_SHARE:.0%} of the GPU's {total >> 20} MiB")
+    available = available_ram_bytes()
+    return Device("cpu", int(available * RAM_SHARE), f"{RAM_SHARE:.0%} of the {available >> 20} MiB of RAM available")
+
+
+def _cuda_total_bytes() -> int:
+    """Memory of the first GPU; 0 where there is none, or no driver."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return 0
+    try:
+        nvml.nvmlInit()
+        try:
+            return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).total)
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return 0
+
+
+def available_ram_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """RAM that can be had without swapping: the machine's, or what this container's limit leaves."""
+    found = [_meminfo(proc / "meminfo")]
+    for limit_name, usage_name, stat_name, cache_key in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        limit, usage = _number(cgroup / limit_name), _number(cgroup / usage_name)
+        if limit is not None and usage is not None and limit < UNLIMITED:
+            found.append(max(0, limit - usage + _stat(cgroup / stat_name, cache_key)))
+    return min(found)
+
+
+def _meminfo(path: Path) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{path} does not tell MemAvailable")
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such cgroup version, or "max"
+        return None
+
+
+def _stat(path: Path, key: str) -> int:
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith(key + " "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
