@@ -14,15 +14,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.runtime.retrieval import Encoded
+from engines.runtime.retrieval import Encoded, Rows
 from models.errors import Busy
-
-if TYPE_CHECKING:
-    from engines.runtime.retrieval import Rows
 
 IDLE_WAIT_S = 60.0  # how often an idle worker looks around; it is woken at once when there is work
 BUSY_RETRY_S = 1.0  # what a client is told to wait when the backlog is full

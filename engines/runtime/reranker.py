@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder
 
 from engines.runtime.embedder import default_prompt, limit_length, loading_options, to_device
-from engines.runtime.retrieval import Encoded
+from engines.runtime.retrieval import Encoded, Rows
 from engines.runtime.tokenizing import make_encoder
 from engines.runtime.transformers_args import TransformersArgs
 from models.types import Task
-
-if TYPE_CHECKING:
-    from engines.runtime.retrieval import Rows
 
 
 class Reranker:

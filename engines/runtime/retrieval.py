@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import RoundhouseError
 from models.types import Task
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Rows: TypeAlias = NDArray[np.float32]  # one row for each input: [n, dimension], or [n, 1] for scores
-    Ids: TypeAlias = NDArray[np.int32]  # [tokens]; an eighth of the memory of a list of ints
+Rows: TypeAlias = NDArray[np.float32]  # one row for each input: [n, dimension], or [n, 1] for scores
+Ids: TypeAlias = NDArray[np.int32]  # [tokens]; an eighth of the memory of a list of ints
 
 Source: TypeAlias = str | tuple[str, str] | list[int]  # a text, a pair of texts, or the ids of tokens
 

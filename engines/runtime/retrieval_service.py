@@ -10,15 +10,15 @@ import asyncio
 import base64
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
 from engines.runtime.batching import BatchLimits, BatchWorker
-from engines.runtime.retrieval import Encoded, RetrievalModel, Source, encode_within
+from engines.runtime.retrieval import Encoded, RetrievalModel, Rows, Source, encode_within
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_requests import (
     detokenize_request,
@@ -29,11 +29,6 @@ from engines.runtime.transformers_requests import (
 )
 from models.errors import WrongTask
 from models.types import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from engines.runtime.retrieval import Rows
 
 CHUNK_TEXTS = 256  # of one turn of the tokenizer thread: about 10 ms
 CHUNK_CHARACTERS = 262_144

@@ -8,16 +8,13 @@ own module (chat templates, static embeddings, routers), at the price of tokeniz
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers.base.modules import Transformer
 
-from engines.runtime.retrieval import Encoded, InputEncoder, InvalidRequest, Source
-
-if TYPE_CHECKING:
-    from engines.runtime.retrieval import Ids
+from engines.runtime.retrieval import Encoded, Ids, InputEncoder, InvalidRequest, Source
 
 UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
 PLAIN_TASKS = ("feature-extraction", "sequence-classification")
