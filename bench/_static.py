@@ -1,0 +1,124 @@
+"""The router in front of a static upstream: everything of ours is real but the engine, which is nginx.
+
+    python -m bench._static SOCKET PORT CPU
+
+Serves one model, `static`, whose engine is whatever listens on the unix socket SOCKET; stays on processor CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.config import Settings
+from app.main import build
+from app.server import DrainingServer, bind, server_config
+from engines.base import Endpoint, Engine, ExitReport, Verdict
+from engines.registry import Engines
+from models.types import LoadReport, ModelOverrides, ModelSpec, Task
+from utils.logging import set_up_logging
+
+MODEL = "static"
+
+
+class StaticEngine:
+    """Answers at once; there is nothing to start or to stop."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(uds=self._socket)
+
+    async def start(self, timeout_s: float) -> LoadReport:
+        return LoadReport(0.0, "exec", 0)
+
+    async def stop(self, grace_s: float) -> None:
+        return
+
+    async def sleep(self, level: int) -> None:
+        raise NotImplementedError
+
+    async def wake(self) -> None:
+        raise NotImplementedError
+
+    async def health(self) -> bool:
+        return True
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    async def wait_exited(self) -> ExitReport:
+        import asyncio
+
+        await asyncio.Event().wait()
+        raise AssertionError("nothing ends it")
+
+
+class StaticFactory:
+    """Makes the one engine."""
+
+    name = MODEL
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    def accepts(self, spec: ModelSpec) -> Verdict:
+        return Verdict(True, "everything")
+
+    def estimate_bytes(self, spec: ModelSpec) -> int:
+        return 0
+
+    def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
+        return StaticEngine(self._socket)
+
+    async def start(self) -> None:
+        return
+
+    def state(self) -> Mapping[str, Any]:
+        return {"state": "ready"}
+
+    async def close(self) -> None:
+        return
+
+
+class OneModel:
+    """A scanner that always finds the same."""
+
+    def scan(self) -> list[ModelSpec]:
+        return [ModelSpec(MODEL, Path("/"), Task.CHAT, MODEL)]
+
+    def set_overrides(self, overrides: dict[str, ModelOverrides]) -> None:
+        return
+
+
+class NoWatcher:
+    """Nothing changes."""
+
+    async def start(self) -> None:
+        return
+
+    async def stop(self) -> None:
+        return
+
+
+def main() -> None:
+    socket, port, cpu = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    os.sched_setaffinity(0, {cpu})
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Settings(models_dir=Path(scratch), state_dir=Path(scratch) / "state", port=port)
+        set_up_logging(settings.log_format, settings.log_level)
+        with bind(settings) as listener:
+            make_watcher: Callable[[Any], NoWatcher] = lambda _: NoWatcher()  # noqa: E731 - it has a type so
+            engines = Engines({MODEL: StaticFactory(socket)}, {})
+            made = build(settings, Path(scratch), engines=engines, scanner=OneModel(), make_watcher=make_watcher)
+            DrainingServer(server_config(made.app, settings), made.lifecycle).run([listener])
+
+
+if __name__ == "__main__":
+    main()
