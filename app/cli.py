@@ -88,7 +88,7 @@ def serve(
         settings = load_settings(given | ({"log_format": "json"} if json else {}))
         from app.main import serve as run
 
-        run(settings)
+        code = run(settings)
     except ConfigError as error:
         out.print_error(str(error))
         raise typer.Exit(ExitCode.USAGE) from None
@@ -98,6 +98,7 @@ def serve(
         where = f"{settings.host}:{settings.port}"
         out.print_error(f"Cannot listen on {where}: {ADDRESS_ERRORS[error.errno]}.")
         raise typer.Exit(ExitCode.SERVER_ERROR) from None
+    raise typer.Exit(code)
 
 
 @app.command(epilog=EPILOG)
@@ -134,12 +135,17 @@ def _scan(models_dir: Path) -> list[dict[str, Any]]:
     """What the discovery says of a folder, in the fields of GET /v1/models."""
     from dataclasses import asdict
 
-    from models.discovery import scan
+    from app.config import ConfigError, load_settings
+    from models.discovery import Scanner
 
     if not models_dir.is_dir():
         raise CliError(f"{models_dir} is no folder.", ExitCode.USAGE)
+    try:
+        settings = load_settings({"models_dir": models_dir})
+    except ConfigError as error:
+        raise CliError(str(error), ExitCode.USAGE) from error
     found = []
-    for spec in scan(models_dir):
+    for spec in Scanner(settings.models_dir, settings.overrides()).scan():
         fields = asdict(spec)
         fields.pop("overrides")
         found.append(fields | {"path": str(spec.path)})

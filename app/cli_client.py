@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,14 @@ class Client:
     def _answer(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
     ) -> Iterator[http.client.HTTPResponse]:
-        with closing(self._connect()) as connection:
+        with ExitStack() as open_things:
+            connection = open_things.enter_context(closing(self._connect()))
             try:
                 connection.sock.settimeout(timeout_s)
                 data = None if body is None else json.dumps(body).encode()
                 connection.request(method, self._prefix + path, data, self._headers())
-                answer = connection.getresponse()
+                # an answer that ends with its connection outlives the connection object: close both
+                answer = open_things.enter_context(closing(connection.getresponse()))
                 if answer.status >= 400:
                     raise _server_error(answer, self.url)
             except (OSError, http.client.HTTPException) as error:
