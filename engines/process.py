@@ -36,7 +36,9 @@ def engine_files(context: EngineContext, engine_name: str, model_id: str) -> tup
     digest = hashlib.sha256(f"{engine_name}\0{model_id}".encode()).hexdigest()[:12]
     uds = context.run_dir / f"{digest}.sock"
     if len(str(uds).encode()) > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(f"{uds}: choose a shorter run folder; it is too long for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes)")
+        raise ValueError(
+            f"{uds}: choose a shorter run folder; it is too long for a unix socket ({MAX_SOCKET_PATH_BYTES} bytes)"
+        )
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", model_id).strip(".-")[:80]
     return uds, context.log_dir / f"{engine_name}-{readable}-{digest[:6]}.log"
 
@@ -114,7 +116,10 @@ class ProcessEngine:
 
     async def _spawn(self, timeout_s: float) -> EngineProcess:
         # Reading the model's folder for the request may take milliseconds on a network file system.
-        request = await asyncio.to_thread(self._request)
+        try:
+            request = await asyncio.to_thread(self._request)
+        except (OSError, ValueError) as error:
+            raise EngineStartError(f"{self._uds.name}: {error}") from error
         self._remove_stale()  # vLLM does not replace a stale socket
         self._process = await self._launcher.spawn(replace(request, scratch=str(self._scratch)), timeout_s)
         self._spawned.set()

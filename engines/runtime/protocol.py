@@ -94,4 +94,3 @@ def decode(data: bytes) -> dict[str, Any]:
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-

@@ -45,7 +45,8 @@ def cuda_initialized() -> bool:
     """By torch's own account, or by a device file that only a CUDA context (not NVML) opens."""
     import torch
 
-    return bool(torch.cuda.is_initialized()) or "/dev/nvidia-uvm" in _open_files()
+    initialized = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # no annotation in torch
+    return initialized or "/dev/nvidia-uvm" in _open_files()
 
 
 def _open_files() -> set[str]:
@@ -67,7 +68,7 @@ def run_engine(request: EngineRequest) -> None:
     keep_forking_on_cpu()
     announce_when_accepting(request.ready)
     import_architectures(Path(request.model_path))
-    parser = make_arg_parser(FlexibleArgumentParser(prog=request.name))
+    parser = make_arg_parser(FlexibleArgumentParser(prog=request.name))  # type: ignore[no-untyped-call]  # vLLM
     args = parser.parse_args([*map(str, request.args), "--uds", request.uds])
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)

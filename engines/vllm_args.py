@@ -1,0 +1,250 @@
+"""The command line of vLLM's server for one model, with the reason for each decision. Starts nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.vllm_families import read_template, reasoning_parser, tool_parser
+from models.types import ModelSpec, Task
+
+MIB = 1024**2
+GIB = 1024**3
+
+# KV cache when nobody says how much. Four requests of full length, within bounds that leave room for other models.
+FULL_LENGTH_REQUESTS = 4
+MIN_KV_BYTES = {"cpu": 256 * MIB, "cuda": 1 * GIB}
+MAX_KV_BYTES = {"cpu": 4 * GIB, "cuda": 16 * GIB}
+BLOCK_TOKENS = 128  # the largest block that vLLM chooses by itself (on CPU); lengths are counted in whole blocks
+
+# Beside weights and KV cache. CPU: the PSS of a tiny model's four processes is 0.75 GiB. CUDA: context, workspace,
+# activations of the profiling run and captured graphs; replaced by what NVML measures after the first load.
+OVERHEAD_BYTES = {"cpu": 768 * MIB, "cuda": 2 * GIB}
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's --max-lora-rank takes
+MAX_RESIDENT_LORAS = 4
+DEFAULT_LORA_RANK = 16
+
+# vLLM fetches image URLs from anywhere unless domains are named. This one cannot exist (RFC 6761), so that nothing is
+# fetched, from our own network least of all; images as data: URLs work.
+NO_MEDIA_DOMAIN = "media-urls-are-not-allowed.invalid"
+
+# What the seam between router and engine rests on; a configuration that sets these gets a refusal.
+RESERVED = frozenset({"model", "uds", "host", "port", "api-key", "root-path", "served-model-name", "ssl-keyfile"})
+
+_DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+
+
+class BadEngineArgument(ValueError):
+    """The configuration's engine_args hold something that cannot be passed on; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeArgs:
+    """`args` for vLLM's server, less --uds; `reasons` in words; `kv_cache_bytes` as asked for."""
+
+    args: tuple[str, ...]
+    reasons: tuple[str, ...]
+    kv_cache_bytes: int
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Collects arguments by name, so that a configured one replaces the derived one."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def set(self, name: str, value: Any, reason: str = "") -> None:
+        self.values[name] = value
+        self.because(reason)
+
+    def because(self, reason: str) -> None:
+        if reason:
+            self.reasons.append(reason)
+
+
+def serve_args(
+    spec: ModelSpec,
+    *,
+    device: str,
+    adapters: Sequence[ModelSpec] = (),
+    kv_cache_bytes: int | None = None,
+    engine_args: Mapping[str, Any] | None = None,
+) -> ServeArgs:
+    """Arguments for `spec` on `device` ("cpu" or "cuda").
+
+    `kv_cache_bytes` and `engine_args` are the configuration's for all models; those of `spec.overrides` come first.
+    Reads the model's chat template and the adapters' configurations. Raises BadEngineArgument.
+    """
+    draft = _Draft()
+    kv_bytes, kv_reason = kv_cache(spec, device, kv_cache_bytes)
+    draft.set("model", str(spec.path))
+    draft.set("served-model-name", [spec.id, *spec.aliases])
+    draft.set("kv-cache-memory-bytes", kv_bytes, kv_reason)
+    _set_length(draft, spec, kv_bytes)
+    _set_device(draft, device)
+    _set_parsers(draft, spec)
+    _set_adapters(draft, adapters)
+    _set_safety(draft, spec)
+    _set_configured(draft, engine_args or {}, "for all models of this engine")
+    _set_configured(draft, spec.overrides.engine_args, "for this model")
+    return ServeArgs(tuple(_flatten(draft.values)), tuple(draft.reasons), kv_bytes)
+
+
+def kv_bytes_per_token(spec: ModelSpec) -> int | None:
+    """Keys and values of one token in all layers; None where the config does not say. Too much for MLA and windows."""
+    if not (spec.num_layers and spec.num_kv_heads and spec.head_dim):
+        return None
+    dtype_bytes = _DTYPE_BYTES.get((spec.dtype or "").removeprefix("torch."), 2)
+    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype_bytes
+
+
+def kv_cache(spec: ModelSpec, device: str, configured: int | None) -> tuple[int, str]:
+    """(bytes of KV cache, why)."""
+    if spec.overrides.kv_cache_bytes is not None:
+        return (
+            spec.overrides.kv_cache_bytes,
+            f"KV cache {_mib(spec.overrides.kv_cache_bytes)}: configured for this model",
+        )
+    per_token = kv_bytes_per_token(spec)
+    length = spec.overrides.max_model_len or spec.max_model_len
+    asked = _block_bytes(per_token, spec.overrides.max_model_len) if spec.overrides.max_model_len and per_token else 0
+    if configured is not None:
+        return max(configured, asked), f"KV cache {_mib(max(configured, asked))}: configured for all models"
+    low, high = MIN_KV_BYTES[device], MAX_KV_BYTES[device]
+    if per_token is None or length is None:
+        return low, f"KV cache {_mib(low)}: the least for {device}, as the config does not say what a token takes"
+    wanted = FULL_LENGTH_REQUESTS * _block_bytes(per_token, length)
+    size = max(asked, min(high, max(low, wanted)))
+    reason = f"{FULL_LENGTH_REQUESTS} requests of {length} tokens would take {_mib(wanted)}; {device} allows"
+    return size, f"KV cache {_mib(size)}: {reason} {_mib(low)} to {_mib(high)}"
+
+
+def estimate_bytes(spec: ModelSpec, device: str, configured_kv_bytes: int | None) -> int:
+    """Weights, KV cache and overhead: what the ledger counts until a load was measured."""
+    return spec.weights_bytes + kv_cache(spec, device, configured_kv_bytes)[0] + OVERHEAD_BYTES[device]
+
+
+def _block_bytes(per_token: int, tokens: int) -> int:
+    return per_token * -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+def _set_length(draft: _Draft, spec: ModelSpec, kv_bytes: int) -> None:
+    if spec.overrides.max_model_len is not None:
+        length = spec.overrides.max_model_len
+        draft.set("max-model-len", length, f"length {length}: configured for this model")
+        return
+    per_token = kv_bytes_per_token(spec)
+    if spec.max_model_len and per_token and _block_bytes(per_token, spec.max_model_len) <= kv_bytes:
+        draft.set("max-model-len", spec.max_model_len, f"length {spec.max_model_len}: the config's, and it fits")
+        return
+    # vLLM's own arithmetic knows sliding windows and compressed attention, where ours would cut far too short.
+    why = "what the KV cache holds, as vLLM computes it; the config's length may not fit"
+    draft.set("max-model-len", "auto", f"length: {why}")
+
+
+def _set_device(draft: _Draft, device: str) -> None:
+    if device == "cpu":
+        draft.set("enforce-eager", True, "eager: on CPU compiling takes longer than it saves")
+        return
+    # A share of the whole device is asked for at start even where the KV cache is given in bytes, and refused while
+    # neighbours hold memory.
+    draft.set("gpu-memory-utilization", 0.01, "memory by bytes, not by share of the device, which has other tenants")
+
+
+def _set_parsers(draft: _Draft, spec: ModelSpec) -> None:
+    if spec.task is not Task.CHAT:
+        return
+    template = read_template(spec.path)
+    tools = tool_parser(spec.model_type, template)
+    draft.because(tools.reason)
+    if tools.parser:
+        draft.set("enable-auto-tool-choice", True)
+        draft.set("tool-call-parser", tools.parser)
+    reasoning = reasoning_parser(spec.id, spec.model_type, template)
+    draft.because(reasoning.reason)
+    if reasoning.parser:
+        draft.set("reasoning-parser", reasoning.parser)
+
+
+def _set_adapters(draft: _Draft, adapters: Sequence[ModelSpec]) -> None:
+    if not adapters:
+        return
+    ranks = {adapter.id: adapter_rank(adapter.path) for adapter in adapters}
+    largest = max(ranks.values())
+    rank = next((allowed for allowed in LORA_RANKS if allowed >= largest), LORA_RANKS[-1])
+    modules = [
+        json.dumps({"name": name, "path": str(adapter.path)}) for adapter in adapters for name in _names(adapter)
+    ]
+    draft.set("enable-lora", True, f"LoRA: {len(adapters)} adapters found, of rank up to {largest}")
+    draft.set("max-lora-rank", rank)
+    draft.set("max-loras", min(len(adapters), MAX_RESIDENT_LORAS))
+    draft.set("max-cpu-loras", max(len(modules), MAX_RESIDENT_LORAS))
+    draft.set("lora-modules", modules)
+
+
+def _names(spec: ModelSpec) -> list[str]:
+    return [spec.id, *spec.aliases]
+
+
+def adapter_rank(path: Path) -> int:
+    """The largest rank in an adapter's adapter_config.json; vLLM's default where it says none."""
+    try:
+        config = json.loads((path / "adapter_config.json").read_bytes())
+    except (OSError, ValueError):
+        return DEFAULT_LORA_RANK
+    if not isinstance(config, dict):
+        return DEFAULT_LORA_RANK
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    return max((rank for rank in ranks if isinstance(rank, int) and rank > 0), default=DEFAULT_LORA_RANK)
+
+
+def _set_safety(draft: _Draft, spec: ModelSpec) -> None:
+    # By default xgrammar allows any white space between tokens of JSON, in which small models go round for ever.
+    draft.set("structured-outputs-config", {"backend": "xgrammar", "disable_any_whitespace": True})
+    draft.set("allowed-media-domains", [NO_MEDIA_DOMAIN])
+    draft.set("disable-uvicorn-access-log", True)
+    if spec.overrides.trust_remote_code:
+        draft.set("trust-remote-code", True, "the folder's own code runs: trust_remote_code is configured")
+
+
+def _set_configured(draft: _Draft, engine_args: Mapping[str, Any], where: str) -> None:
+    """The owner's word: replaces what was derived; None takes it away."""
+    for key, value in engine_args.items():
+        name = key.lstrip("-").replace("_", "-")
+        if name in RESERVED:
+            raise BadEngineArgument(f"engine_args: {key!r} is set by Roundhouse itself; remove it")
+        if value is None:
+            draft.values.pop(name, None)
+        else:
+            draft.values.pop("no-" + name, None)
+            draft.set(name, value)
+        draft.because(f"{name}: configured {where}")
+
+
+def _flatten(values: Mapping[str, Any]) -> list[str]:
+    args: list[str] = []
+    for name, value in values.items():
+        match value:
+            case True:
+                args.append(f"--{name}")
+            case False:
+                args.append(f"--no-{name}")
+            case list() | tuple():
+                args += [f"--{name}", *(_text(item) for item in value)]
+            case _:
+                args += [f"--{name}", _text(value)]
+    return args
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:.0f} MiB"

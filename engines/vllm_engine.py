@@ -1,0 +1,95 @@
+"""Models served by vLLM: one launcher that has imported it, and for each model its own OpenAI server below it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engines.base import Engine, EngineContext, EngineFactory, Verdict
+from engines.launcher import Launcher
+from engines.process import ProcessEngine, engine_files
+from engines.runtime.protocol import EngineRequest
+from engines.vllm_args import ServeArgs, estimate_bytes, serve_args
+from models.types import Availability, ModelSpec, Task
+
+RUNTIME = "engines.runtime.vllm_runtime"
+SERVED_TASKS = frozenset({Task.CHAT, Task.COMPLETION})
+
+
+def create_factory(context: EngineContext) -> EngineFactory:
+    """The entry point `roundhouse.engines`: vllm."""
+    return VllmFactory(context)
+
+
+class VllmFactory:
+    """See engines.base.EngineFactory."""
+
+    name = "vllm"
+
+    def __init__(self, context: EngineContext) -> None:
+        self._context = context
+        self._launcher = Launcher(self.name, RUNTIME, context, env=launcher_changes(context))
+
+    def accepts(self, spec: ModelSpec) -> Verdict:
+        if spec.task not in SERVED_TASKS:
+            return Verdict(False, f"vLLM serves chat and completion here, not {spec.task}")
+        if spec.availability is not Availability.AVAILABLE:
+            return Verdict(False, f"the model is {spec.availability}")
+        return Verdict(True, f"vLLM serves {spec.task}")
+
+    def estimate_bytes(self, spec: ModelSpec) -> int:
+        return estimate_bytes(spec, self._context.device, self._context.kv_cache_bytes)
+
+    def explain(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> ServeArgs:
+        """The command line that `spec` would get, and why; reads the chat template. Raises BadEngineArgument."""
+        return serve_args(
+            spec,
+            device=self._context.device,
+            adapters=adapters,
+            kv_cache_bytes=self._context.kv_cache_bytes,
+            engine_args=self._context.engine_args,
+        )
+
+    def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
+        uds, log_path = engine_files(self._context, self.name, spec.id)
+
+        def request() -> EngineRequest:
+            return EngineRequest(
+                name=f"vllm {spec.id}",
+                uds=str(uds),
+                model_path=str(spec.path),
+                log_path=str(log_path),
+                served_names=(spec.id, *spec.aliases),
+                args=list(self.explain(spec, adapters).args),
+            )
+
+        return ProcessEngine(self._launcher, request, uds, self._context.device)
+
+    async def start(self) -> None:
+        await self._launcher.start()
+
+    def state(self) -> Mapping[str, Any]:
+        return self._launcher.state()
+
+    async def close(self) -> None:
+        await self._launcher.close()
+
+
+def launcher_changes(context: EngineContext) -> dict[str, str | None]:
+    """vLLM's environment: no traffic but ours, caches where they are kept, and no settings of the shell's user."""
+    return {
+        "VLLM_CACHE_ROOT": str(context.cache_dir / "vllm"),
+        "TRITON_CACHE_DIR": str(context.cache_dir / "triton"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed domain must not send us to another
+        # Bound to cores, as by default, every resident model would sit on the same ones, and one core would idle.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_API_KEY": None,  # the router has the keys; an engine that asked for one would refuse it
+        "VLLM_SERVER_DEV_MODE": None,
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": None,
+        "VLLM_CPU_KVCACHE_SPACE": None,  # would override the bytes that we ask for
+        "VLLM_WORKER_MULTIPROC_METHOD": None,
+    }
