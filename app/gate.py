@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from app import health
 from app.asgi import STATUS_CLIENT_GONE, ClientGone, Exchange, Receive, Scope, Send, replay
 from app.auth import HostCheck, KeyRing, OriginCheck
 from app.errors import MethodNotAllowed, Rendered, internal_error, protocol_of, render
+from app.lazy import Asgi
 from app.proxy import AnswerCutOff, DataPlane
 from app.routes import ROUTES
+from app.state import AppState
 from models.errors import RoundhouseError
 from utils.logging import logger
-from utils.telemetry import Metrics
 
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
-HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
+Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
 OTHER_ROUTE = "other"  # the metrics' name for a path that is no route
 
@@ -44,7 +46,8 @@ class Gate:
         access: Access,
         data_plane: DataPlane,
         control: Asgi,
-        metrics: Metrics,
+        state: AppState,
+        lifespan: Lifespan,
         max_body_bytes: int,
         read_timeout_s: float,
         access_log: bool,
@@ -52,14 +55,15 @@ class Gate:
         self._access = access
         self._data_plane = data_plane
         self._control = control
-        self._metrics = metrics
+        self._state = state
+        self._lifespan = lifespan
         self._max_body_bytes = max_body_bytes
         self._read_timeout_s = read_timeout_s
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._control(scope, receive, send)
+            await self._live(receive, send)
             return
         if scope["type"] != "http":  # WebSockets: none yet
             await send({"type": "websocket.close", "code": 1000})
@@ -81,10 +85,18 @@ class Gate:
         finally:
             self._record(exchange)
 
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """ASGI's lifespan protocol."""
+        await receive()
+        async with self._lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
     async def _answer(self, exchange: Exchange) -> None:
         path, method, headers = exchange.path, exchange.method, exchange.headers
-        if path in HEALTH:
-            await self._to_control(exchange)
+        if path in health.PATHS:
+            await self._tell_health(exchange)
             return
         access = self._access
         access.hosts.check(headers.get(b"host"))
@@ -105,6 +117,12 @@ class Gate:
             raise MethodNotAllowed(method, path, "POST")
         await self._data_plane.answer(exchange, route)
 
+    async def _tell_health(self, exchange: Exchange) -> None:
+        exchange.route = exchange.path
+        if exchange.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(exchange.method, exchange.path, "GET, HEAD")
+        await exchange.respond(health.answer(self._state, exchange.path, exchange.request_id))
+
     async def _to_control(self, exchange: Exchange) -> None:
         receive = exchange.receive
         if exchange.method not in BODILESS:
@@ -121,8 +139,8 @@ class Gate:
 
     def _record(self, exchange: Exchange) -> None:
         seconds = time.perf_counter() - exchange.started_s
-        self._metrics.count(exchange.route or OTHER_ROUTE, exchange.model, exchange.status, seconds)
-        if self._access_log and exchange.path not in HEALTH:
+        self._state.metrics.count(exchange.route or OTHER_ROUTE, exchange.model, exchange.status, seconds)
+        if self._access_log and exchange.path not in health.PATHS:
             logger.info(
                 "{} {} {} {} {:.1f} ms {}",
                 exchange.request_id,

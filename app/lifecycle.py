@@ -7,13 +7,14 @@ yet are refused until the first scan is done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from app.config import Settings
-from app.deps import AppState
+from app.lazy import LazyApp
 from app.reload import ConfigReloader
+from app.state import AppState
 from app.upstream import Upstreams
 from models.types import ModelOverrides, ModelSpec
 from utils.logging import logger
@@ -22,15 +23,15 @@ from utils.logging import logger
 class Scans(Protocol):
     """As `models.discovery.Scanner`."""
 
-    def scan(self) -> list[ModelSpec]: ...
-
-    def set_overrides(self, overrides: dict[str, ModelOverrides]) -> None: ...
+    def set_overrides(self, overrides: Mapping[str, ModelOverrides]) -> None: ...
 
 
 class Watches(Protocol):
     """As `models.watch.FolderWatcher`."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> list[ModelSpec]: ...
+
+    async def rescan(self) -> list[ModelSpec]: ...
 
     async def stop(self) -> None: ...
 
@@ -42,20 +43,24 @@ MakeWatcher = Callable[[OnChange], Watches]
 class Lifecycle:
     """Starts and ends what the app consists of; the only writer of `AppState.phase`."""
 
-    def __init__(self, state: AppState, scanner: Scans, make_watcher: MakeWatcher, upstreams: Upstreams) -> None:
+    def __init__(
+        self, state: AppState, scanner: Scans, make_watcher: MakeWatcher, upstreams: Upstreams, control: LazyApp
+    ) -> None:
         self._state = state
         self._scanner = scanner
-        self._watcher = make_watcher(self._on_models)
-        self._watching = False
+        self._make_watcher = make_watcher
+        self._watcher: Watches | None = None
         self._upstreams = upstreams
+        self._control = control
         self._settings = state.settings
         self._reloader = ConfigReloader(state.settings, self._apply, self._on_config_error)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def lifespan(self, _app: object) -> AsyncIterator[None]:
-        """For FastAPI: returns at once; the work goes on in the background."""
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Entering returns at once; the work goes on in the background."""
+        self._control.begin()
         self._tasks = [asyncio.create_task(self._begin()), asyncio.create_task(self._reloader.run())]
         try:
             yield
@@ -77,25 +82,21 @@ class Lifecycle:
         await self._state.manager.close(0.0)
 
     async def _begin(self) -> None:
-        await self._guarded(self._rescan(), "The models folder cannot be read")
+        await self._guarded(self._watch(), "The models folder cannot be watched")
         if self._state.phase == "starting":
             self._state.phase = "ready"
         await self._guarded(self._state.manager.start(), "The engines cannot be started")
-        await self._guarded(self._start_watching(), "The models folder cannot be watched")
 
-    async def _start_watching(self) -> None:
-        self._watching = True
-        await self._watcher.start()
+    async def _watch(self) -> None:
+        self._watcher = self._make_watcher(self._on_models)
+        self._on_models(await self._watcher.start())
 
-    async def _guarded(self, work: Awaitable[None], what: str) -> None:
+    async def _guarded(self, work: Awaitable[object], what: str) -> None:
         try:
             await work
         except Exception as error:  # the top of a background task: the server goes on and says what is wrong
             self._state.scan_error = f"{what}: {error}"
             logger.exception("{}", what)
-
-    async def _rescan(self) -> None:
-        self._on_models(await asyncio.to_thread(self._scanner.scan))
 
     def _on_models(self, specs: Sequence[ModelSpec]) -> None:
         self._state.manager.catalog.replace(specs)
@@ -108,7 +109,8 @@ class Lifecycle:
             self._state.manager.set_policy(new.policy())
         if old.overrides() != new.overrides():
             self._scanner.set_overrides(new.overrides())
-            await self._guarded(self._rescan(), "The models folder cannot be read")
+            if self._watcher is not None:
+                await self._guarded(self._watcher.rescan(), "The models folder cannot be read")
 
     def _on_config_error(self, message: str | None) -> None:
         self._state.config_error = message
@@ -120,8 +122,7 @@ class Lifecycle:
             with suppress(asyncio.CancelledError):
                 await task
         self._tasks = []
-        if self._watching:
-            self._watching = False
+        if self._watcher is not None:
             await self._watcher.stop()
 
     async def _end(self) -> None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from app.api.build import build_control_app
 from app.auth import HostCheck, KeyRing, OriginCheck, check_bind
 from app.config import ConfigError, Settings, load_settings
-from app.deps import AppState
 from app.gate import Access, Gate
+from app.lazy import Asgi, LazyApp
 from app.lifecycle import Lifecycle, MakeWatcher, OnChange, Scans, Watches
 from app.memory import Device, measure_device
 from app.proxy import DataPlane
 from app.run_dir import RunDir
 from app.server import DrainingServer, bind, server_config
+from app.state import AppState
 from app.upstream import Upstreams
 from engines.base import EngineContext
 from engines.registry import Engines, create_factories
@@ -89,8 +89,9 @@ def build(
     upstreams = Upstreams(settings.upstream_connect_timeout_s, settings.upstream_idle_timeout_s)
     folder = Scanner(settings.models_dir, settings.overrides())
     make_watcher = make_watcher or partial(_folder_watcher, settings, folder)
-    lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams)
-    return Roundhouse(_gate(settings, state, lifecycle, upstreams), lifecycle, state)
+    control = LazyApp(partial(_control_app, state))
+    lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams, control)
+    return Roundhouse(_gate(settings, state, lifecycle, upstreams, control), lifecycle, state)
 
 
 def _folder_watcher(settings: Settings, folder: Scanner, on_change: OnChange) -> Watches:
@@ -99,7 +100,13 @@ def _folder_watcher(settings: Settings, folder: Scanner, on_change: OnChange) ->
     return FolderWatcher(folder, on_change, poll_s=settings.poll_s if settings.watch == "poll" else None)
 
 
-def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: Upstreams) -> Gate:
+def _control_app(state: AppState) -> Asgi:
+    from app.api.build import build_control_app  # imports FastAPI, which takes longer than everything else here
+
+    return build_control_app(state)
+
+
+def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: Upstreams, control: LazyApp) -> Gate:
     body_limits = {"max_body_bytes": int(settings.max_body_bytes)}
     read_timeout_s = settings.request_read_timeout_s
     access = Access(
@@ -110,8 +117,9 @@ def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: 
     return Gate(
         access=access,
         data_plane=DataPlane(state.manager, upstreams, **body_limits, read_timeout_s=read_timeout_s),
-        control=build_control_app(state, lifecycle.lifespan),
-        metrics=state.metrics,
+        control=control,
+        state=state,
+        lifespan=lifecycle.lifespan,
         **body_limits,
         read_timeout_s=read_timeout_s,
         access_log=settings.access_log,

@@ -1,4 +1,4 @@
-"""One log for everything: loguru to standard error, as text or JSON lines; the standard library's loggers lead into it."""
+"""One log for everything: loguru to standard error, as text or JSON lines. The standard library's loggers feed it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ __all__ = ["logger", "set_up_logging"]
 
 TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {name} {message}"
 TEXT_WITH_EXTRA = TEXT + " {extra}\n{exception}"
-QUIET = ("uvicorn.access", "asyncio", "aiohttp.access", "watchdog", "watchfiles", "httpx", "urllib3")
+QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "aiohttp.access", "watchdog", "watchfiles", "httpx", "urllib3")
+LEVELS = {"trace": 5, "debug": 10, "info": 20, "warning": 30, "error": 40}
 FORWARDED = ("uvicorn", "uvicorn.error", "fastapi", "")
 
 
@@ -58,7 +59,9 @@ def _text_format(record: Any) -> str:
     return TEXT_WITH_EXTRA if record["extra"] else TEXT + "\n{exception}"
 
 
-def set_up_logging(format_: Literal["text", "json"] = "text", level: str = "info", stream: TextIO | None = None) -> None:
+def set_up_logging(
+    format_: Literal["text", "json"] = "text", level: str = "info", stream: TextIO | None = None
+) -> None:
     """Replaces every earlier sink. Variables are never shown in tracebacks: they may hold keys."""
     target = stream or sys.stderr
     logger.remove()
@@ -72,6 +75,6 @@ def set_up_logging(format_: Literal["text", "json"] = "text", level: str = "info
         standard = logging.getLogger(name)
         standard.handlers = [handler]
         standard.propagate = False
-        standard.setLevel(logging.INFO if level.lower() != "trace" else 5)
+        standard.setLevel(LEVELS[level.lower()])
     for name in QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(LEVELS[level.lower()], logging.WARNING))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,19 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
-from app.api import control, docs, health, metrics, models
+from app.api import control, docs, metrics, models
 from app.api.data_plane import documentation_router
-from app.deps import AppState
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, RequestError, internal_error, protocol_of, render
+from app.state import AppState
 from models.errors import RoundhouseError
 
 TITLE = "Roundhouse"
 DESCRIPTION = "Every model of a folder behind one OpenAI-compatible address; name it in `model`, and it answers."
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-
-def build_control_app(state: AppState, lifespan: Lifespan) -> FastAPI:
+def build_control_app(state: AppState) -> FastAPI:
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
@@ -32,10 +28,9 @@ def build_control_app(state: AppState, lifespan: Lifespan) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
     )
     app.state.roundhouse = state
-    for module in (models, control, health, metrics, docs):
+    for module in (models, control, metrics, docs):
         app.include_router(module.router)
     app.add_exception_handler(RoundhouseError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -1,4 +1,4 @@
-"""Documents the data plane in /openapi.json. These handlers are never called: `app.gate` answers the paths before."""
+"""Documents health and the data plane in /openapi.json. These handlers are never called: `app.gate` answers before."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorAnswer, "description": "Body too large"},
     502: {"model": ErrorAnswer, "description": "The engine ended while it answered"},
     503: {"model": ErrorAnswer, "description": "Overloaded, not loadable or shutting down; see Retry-After"},
+}
+HEALTH = {
+    "/health": "What the server is doing; 200 as long as it serves",
+    "/health/live": "200 as long as the process answers",
+    "/health/ready": "200 while requests are taken",
 }
 DOCUMENTED: dict[str, tuple[type[schemas.WithModel], str, str]] = {
     "/v1/chat/completions": (schemas.ChatCompletionRequest, "OpenAI", "Chat completion, streaming or not"),
@@ -47,7 +52,23 @@ def documentation_router() -> APIRouter:
             operation_id=path.strip("/").replace("/", "_"),
             response_description="The engine's answer, byte for byte; `text/event-stream` when `stream` is true",
         )
+    for path, summary in HEALTH.items():
+        router.add_api_route(
+            path,
+            _health,
+            methods=["GET"],
+            summary=summary,
+            tags=["health"],
+            response_model=schemas.Health,
+            responses={503: {"model": ErrorAnswer}} if path.endswith("ready") else {},
+            operation_id=path.strip("/").replace("/", "_"),
+            openapi_extra={"security": []},
+        )
     return router
+
+
+async def _health() -> dict[str, Any]:
+    raise AssertionError("the gate answers this path")
 
 
 def _handler(schema: type[schemas.WithModel]) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.api.schemas import ModelDetail, ModelList
-from app.deps import AppState, State
+from app.deps import State
 from app.routes import routes_of
+from app.state import AppState
 from models.errors import UnknownModel
 from models.types import Availability, ModelSpec, ModelStatus, Task
 from utils.openai_compat import list_object, model_object

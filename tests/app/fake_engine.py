@@ -96,12 +96,13 @@ class FakeEngine:
         if "hold" in fake:
             await self._factory.may_answer.wait()
         if "die" in fake:
-            asyncio.ensure_future(self.die())
+            self._dying = asyncio.create_task(self.die())
             await asyncio.Event().wait()
         if "stream" in fake or "partial" in fake:
             return await self._stream(request, fake)
         headers = {"content-type": "application/json", "x-engine": "1", "set-cookie": "a=b", **fake.get("headers", {})}
-        return web.Response(body=fake.get("answer", "").encode() or raw, status=fake.get("status", 200), headers=headers)
+        body = fake.get("answer", "").encode() or raw
+        return web.Response(body=body, status=fake.get("status", 200), headers=headers)
 
     async def _stream(self, request: web.BaseRequest, fake: dict[str, Any]) -> web.StreamResponse:
         kind = "text/event-stream" if "stream" in fake else "application/json"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from app.config import Settings
+from app.lifecycle import OnChange
 from app.main import Roundhouse, build
 from app.server import DrainingServer, bind, server_config
 from engines.registry import Engines
@@ -41,17 +43,28 @@ MODELS = (
 class ListScanner:
     def __init__(self, specs: Iterable[ModelSpec]) -> None:
         self.specs = list(specs)
-        self.overrides: dict[str, ModelOverrides] = {}
+        self.overrides: Mapping[str, ModelOverrides] = {}
 
     def scan(self) -> list[ModelSpec]:
-        return self.specs
+        return [replace(spec, overrides=self.overrides.get(spec.id, spec.overrides)) for spec in self.specs]
 
-    def set_overrides(self, overrides: dict[str, ModelOverrides]) -> None:
+    def set_overrides(self, overrides: Mapping[str, ModelOverrides]) -> None:
         self.overrides = overrides
 
 
-class NoWatcher:
-    async def start(self) -> None: ...
+class ListWatcher:
+    """In place of a watched folder: what a test puts into the scanner's list is found by `rescan`."""
+
+    def __init__(self, scanner: ListScanner, on_change: OnChange) -> None:
+        self._scanner = scanner
+        self._on_change = on_change
+
+    async def start(self) -> list[ModelSpec]:
+        return self._scanner.scan()
+
+    async def rescan(self) -> list[ModelSpec]:
+        self._on_change(self._scanner.scan())
+        return self._scanner.scan()
 
     async def stop(self) -> None: ...
 
@@ -86,7 +99,7 @@ async def serving(models: Iterable[ModelSpec] = MODELS, **settings: Any) -> Asyn
             Path(folder),
             engines=Engines({"fake": factory}, {}),
             scanner=scanner,
-            make_watcher=lambda _on_change: NoWatcher(),
+            make_watcher=partial(ListWatcher, scanner),
         )
         listener = bind(options)
         port = listener.getsockname()[1]
@@ -108,5 +121,5 @@ async def serving(models: Iterable[ModelSpec] = MODELS, **settings: Any) -> Asyn
 
 async def _ready(client: httpx.AsyncClient) -> None:
     async with asyncio.timeout(STARTED_S):
-        while (await client.get("/health/ready")).status_code != 200:
+        while (await client.get("/health/ready")).status_code != 200:  # noqa: ASYNC110  # another task's progress
             await asyncio.sleep(0.01)
