@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models import facts, remote_code, weights
-from models.documents import Document, Documents, clues, module_folders, read_documents
+from models.documents import Document, Documents, clues, missing_modules, module_folders, read_documents
 from models.evidence import Verdict, decide, engine_for
 from models.folder import Entry, Folder
 from models.layouts import Found, walk
@@ -22,6 +22,7 @@ from models.safety import Boundary, Refused, Unfinished, name_problem, os_reason
 from models.types import Availability, ModelOverrides, ModelSpec, Task
 
 _DEFAULTS = ModelOverrides()
+_CLOCK_SKEW_NS = 1_000_000_000  # a file server's clock may be ahead; further ahead, its times say nothing
 _TAIL_BYTES = 64  # enough to see whether a JSON text ends in its closing brace
 
 
@@ -49,6 +50,7 @@ class Scanner:
         self._judged: dict[str, _Judged] = {}
         self._sizes: dict[tuple[str, Entry], int] = {}
         self._lock = threading.Lock()
+        self._available: dict[str, str] = {}  # paths listed as available by the last scan, with their fingerprints
         self.unsettled: frozenset[str] = frozenset()  # ids that the last scan found still being written
         self.duration_s = 0.0  # of the last scan
 
@@ -59,8 +61,9 @@ class Scanner:
     def scan(self, settle_s: float = 0.0) -> list[ModelSpec]:
         """Every model, sorted by id.
 
-        With `settle_s`, an available folder of which a file changed within the last `settle_s` seconds is listed as
-        incomplete, and named in `unsettled`: the files that decide the task may be the next to arrive.
+        With `settle_s`, a folder that is available now, was not so at the last scan, and of which a file changed within
+        the last `settle_s` seconds is listed as incomplete, and named in `unsettled`: the file that decides its task
+        may be the next to arrive.
         """
         with self._lock:
             started = time.monotonic()
@@ -74,18 +77,19 @@ class Scanner:
         judged: dict[str, _Judged] = {}
         sizes: dict[tuple[str, Entry], int] = {}
         unsettled: set[str] = set()
-        writing_since_ns = time.time_ns() - int(settle_s * 1e9)
+        now_ns = time.time_ns()
         candidates: list[ModelSpec] = []
         for found in walk(root, Boundary(root)):
             one = self._judge(found, overrides.get(found.id, _DEFAULTS), sizes)
             judged[found.folder.path] = one
             spec = one.spec
-            if settle_s and _is_being_written(found.folder, spec, writing_since_ns):
+            if settle_s and self._is_being_written(found.folder, spec, now_ns, settle_s):
                 unsettled.add(spec.id)
                 reason = "files still growing: the folder changed a moment ago"
                 spec = replace(spec, availability=Availability.INCOMPLETE, reasons=(*spec.reasons, reason))
             candidates.append(spec)
         self._judged, self._sizes, self.unsettled = judged, sizes, frozenset(unsettled)
+        self._available = {str(s.path): s.fingerprint for s in candidates if s.availability is Availability.AVAILABLE}
         return _without_duplicates(candidates)
 
     def _judge(self, found: Found, overrides: ModelOverrides, sizes: dict[tuple[str, Entry], int]) -> _Judged:
@@ -100,9 +104,11 @@ class Scanner:
                 sizes[f"{folder.path}/{name}", entry] = size
         return _Judged(signature, overrides, judge(found, overrides, sizes))
 
-
-def _is_being_written(folder: Folder, spec: ModelSpec, since_ns: int) -> bool:
-    return spec.availability is Availability.AVAILABLE and folder.newest_ctime_ns > since_ns
+    def _is_being_written(self, folder: Folder, spec: ModelSpec, now_ns: int, settle_s: float) -> bool:
+        if spec.availability is not Availability.AVAILABLE or self._available.get(folder.path) == spec.fingerprint:
+            return False
+        age_ns = now_ns - folder.newest_ctime_ns
+        return -_CLOCK_SKEW_NS < age_ns < settle_s * 1e9
 
 
 def _without_duplicates(candidates: Iterable[ModelSpec]) -> list[ModelSpec]:
@@ -209,15 +215,11 @@ def _check_weights(
     findings.reasons.extend(found.reasons)
     findings.gaps.extend(found.gaps)
     findings.refusals.extend(found.refusals)
-    modules = [path for path in module_folders(documents) if path != documents.base]
-    pickles = [] if overrides.allow_pickle else weights.module_pickles(folder, modules)
-    if pickles:
-        findings.refusals.append(
-            f"a module has only pickle weights ({printable(pickles[0])}), which can run code when loaded; set "
-            "allow_pickle: true for this model in roundhouse.yaml if you trust its source"
-        )
-    extra = (folder.files[name].size_bytes for name in folder.files if name.startswith(tuple(f"{m}/" for m in modules)))
-    return found.total_bytes + sum(extra)
+    beside = [path for path in module_folders(documents) if path != documents.base]
+    modules = weights.inspect_modules(folder, beside, allow_pickle=overrides.allow_pickle, sizes=sizes)
+    findings.gaps.extend(modules.gaps + missing_modules(documents))
+    findings.refusals.extend(modules.refusals)
+    return found.total_bytes + modules.total_bytes
 
 
 def _check_code(verdict: Verdict, documents: Documents, overrides: ModelOverrides, findings: _Findings) -> None:

@@ -114,6 +114,17 @@ def module_folders(documents: Documents) -> list[str]:
     return [str(module["path"]) for module in documents.modules or () if module.get("path")]
 
 
+def missing_modules(documents: Documents) -> list[str]:
+    """Modules that cannot do without their config.json, and have none yet."""
+    return [
+        f"{printable(str(module['path']))}/config.json is missing, which modules.json needs"
+        for module in documents.modules or ()
+        if module.get("path")
+        and str(module.get("type")).endswith((".Pooling", ".Dense"))
+        and f"{module['path']}/config.json" not in documents.folder.files
+    ]
+
+
 def clues(documents: Documents, model_id: str) -> Clues:
     """What the documents say about the task. Raises Refused for wrong types."""
     config = documents.config

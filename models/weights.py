@@ -52,14 +52,16 @@ def inspect(folder: Folder, *, allow_pickle: bool, sizes: SizeCache, subfolder: 
     return weights
 
 
-def module_pickles(folder: Folder, subfolders: Iterable[str]) -> list[str]:
-    """Pickle weights of sentence-transformers modules (`2_Dense/pytorch_model.bin`) that have no safetensors beside."""
-    found: list[str] = []
+def inspect_modules(folder: Folder, subfolders: Iterable[str], *, allow_pickle: bool, sizes: SizeCache) -> Weights:
+    """The same for sentence-transformers modules beside the transformer (`2_Dense/`), most of which have no weights."""
+    total = Weights()
     for subfolder in subfolders:
-        names = folder.names(subfolder)
-        if not any(name.endswith(".safetensors") for name in names):
-            found.extend(f"{subfolder}/{name}" for name in names if _is_pickle(name))
-    return found
+        if any(name.endswith(".safetensors") or _is_pickle(name) for name in folder.names(subfolder)):
+            found = inspect(folder, allow_pickle=allow_pickle, sizes=sizes, subfolder=subfolder)
+            total.total_bytes += found.total_bytes
+            total.gaps += found.gaps
+            total.refusals += [f"{subfolder}: {refusal}" for refusal in found.refusals]
+    return total
 
 
 def _choose(folder: Folder, prefix: str, tensors: list[str], weights: Weights) -> list[str]:
