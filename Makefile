@@ -28,7 +28,7 @@ lint: install  ## ruff, mypy, and the direction of imports
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
-	@.venv/bin/lint-imports
+	@.venv/bin/lint-imports --no-logo
 
 bench: install  ## every benchmark, one after the other; BENCHMARKS=swap for one
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(RUN) bench.$$name; done
