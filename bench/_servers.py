@@ -23,6 +23,7 @@ WARM_TIMEOUT_S = 120.0  # importing both frameworks
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.02
 LOOPBACK = "127.0.0.1"
+MARK = "STARTED_BY_BENCH"  # in the environment of a server and of all that it starts, to find what it left
 
 
 def free_port() -> int:
@@ -126,7 +127,7 @@ def roundhouse(models_dir: Path, scratch: Path, **settings: object) -> Iterator[
     port = free_port()
     values = {"models_dir": models_dir, "state_dir": scratch / "state", "port": port} | settings
     env = {name: value for name, value in os.environ.items() if not name.startswith("ROUNDHOUSE_")}
-    env |= {f"ROUNDHOUSE_{name.upper()}": str(value) for name, value in values.items()}
+    env |= {f"ROUNDHOUSE_{name.upper()}": str(value) for name, value in values.items()} | {MARK: str(scratch)}
     server = _spawn([sys.executable, "-m", "app.cli", "serve"], env, scratch / f"roundhouse-{port}.log", port)
     try:
         server.wait_until("/health", START_TIMEOUT_S)

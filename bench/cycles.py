@@ -3,8 +3,8 @@
     python -m bench.cycles [--swaps 20]
 
 Memory is what the machine has in use (MemTotal less MemAvailable) before the first load and after the last unload;
-other work on the machine shows in it, so run this on a quiet one. Last line: `left_processes= memory_ratio= app_mib=`: the
-processes that are there beyond those before, memory in use after over before, and the resident memory of the app.
+other work on the machine shows in it, so run this on a quiet one. Last line: `left_processes= memory_ratio= app_mib=`:
+the processes there beyond those before, memory in use after over before, and the resident memory of the app.
 """
 
 from __future__ import annotations

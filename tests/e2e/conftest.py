@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench._servers import Server, roundhouse
+from bench._servers import MARK, Server, roundhouse
 
 KV_CACHE_BYTES = 128 * 2**20
 GONE_TIMEOUT_S = 20.0
@@ -19,40 +18,40 @@ GONE_TIMEOUT_S = 20.0
 Start = Callable[..., AbstractContextManager[Server]]
 
 
-def processes_of(state_dir: Path) -> list[psutil.Process]:
-    """Every process that was started, directly or not, by a server with this state folder: they inherit its setting."""
+def processes_of(scratch: Path) -> list[psutil.Process]:
+    """Every process that was started, directly or not, by a server with this scratch folder."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("ROUNDHOUSE_STATE_DIR") == str(state_dir) and process.pid != os.getpid():
+            if process.environ().get(MARK) == str(scratch):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
 
 
-def assert_nothing_left(state_dir: Path) -> None:
+def assert_nothing_left(scratch: Path) -> None:
     """Bounded: the kernel may take a moment to end what was killed."""
     deadline = time.monotonic() + GONE_TIMEOUT_S
-    while (left := processes_of(state_dir)) and time.monotonic() < deadline:
+    while (left := processes_of(scratch)) and time.monotonic() < deadline:
         psutil.wait_procs(left, timeout=1)
     assert [(process.pid, process.cmdline()) for process in left] == []
 
 
 @pytest.fixture(scope="session")
 def start(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """`with start(setting=value, …) as server`: a server on the demo models, or on `models_dir`."""
+    """`with start(setting=value, …) as server`: on the demo models, or on `models_dir`; its files are in `scratch`."""
 
     @contextmanager
     def starting(**settings: object) -> Iterator[Server]:
-        scratch = tmp_path_factory.mktemp("server")
+        scratch = Path(str(settings.pop("scratch", None) or tmp_path_factory.mktemp("server")))
         chosen = {"models_dir": demo_models, "kv_cache_bytes": KV_CACHE_BYTES} | settings
         folder = Path(str(chosen.pop("models_dir")))
         try:
             with roundhouse(folder, scratch, **chosen) as server:
                 yield server
         finally:
-            assert_nothing_left(scratch / "state")
+            assert_nothing_left(scratch)
 
     return starting
 

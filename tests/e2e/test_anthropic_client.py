@@ -23,7 +23,7 @@ def test_a_message_is_answered(client: anthropic.Anthropic) -> None:
     answer = client.messages.create(
         model=facts.QWEN3_CHAT,
         max_tokens=50,
-        temperature=0,
+        extra_body={"temperature": 0},
         messages=[{"role": "user", "content": facts.WHICH_MODEL}],
     )
     assert answer.content[0].type == "text"
@@ -34,7 +34,7 @@ def test_a_message_is_streamed(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
         model=facts.QWEN3_CHAT,
         max_tokens=50,
-        temperature=0,
+        extra_body={"temperature": 0},
         messages=[{"role": "user", "content": "Name a fruit."}],
     ) as stream:
         text = "".join(stream.text_stream)

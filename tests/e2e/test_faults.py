@@ -137,18 +137,17 @@ async def test_a_folder_deleted_while_it_answers_lets_the_answer_finish(
 
 
 async def test_nothing_outlives_a_killed_router_and_the_next_start_works(start: Start, tmp_path: Path) -> None:
-    state_dir = tmp_path / "state"
-    with start(state_dir=state_dir) as server:
+    with start(scratch=tmp_path) as server:
         async with chat.session(server) as client, asyncio.timeout(PATIENCE_S):
             await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
-        assert len(processes_of(state_dir)) > 2
+        assert len(processes_of(tmp_path)) > 2
         server.process.kill()
         server.process.wait(PATIENCE_S)
-        assert_nothing_left(state_dir)
-    with start(state_dir=state_dir) as server:
+        assert_nothing_left(tmp_path)
+    with start(scratch=tmp_path) as server:
         async with chat.session(server) as client, asyncio.timeout(PATIENCE_S):
             assert await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
-    assert_nothing_left(state_dir)
+    assert_nothing_left(tmp_path)
 
 
 async def test_a_term_signal_lets_running_answers_finish(start: Start) -> None:
