@@ -38,7 +38,7 @@ class EngineProcess:
         self.pid = 0
         self.start_method = ""
         self.start_reason = ""  # why by exec, if so
-        self._keeper_pid = 0
+        self.keeper_pid = 0
         self._channel = channel
         self._started = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or never to be
@@ -46,6 +46,7 @@ class EngineProcess:
         self._gone = asyncio.Event()
         self._ready = False
         self._stopping = False
+        self._confirmed = False  # by the keeper: nothing of the tree is left
         self._report = ExitReport("still running")
         self._reader = asyncio.create_task(self._read(), name=f"channel of {request.name}")
 
@@ -79,24 +80,24 @@ class EngineProcess:
         try:
             await asyncio.wait_for(self._gone.wait(), grace_s + KILL_CONFIRM_S)
         except TimeoutError:
-            left = procfs.descendants(self._keeper_pid)
+            left = procfs.descendants(self.keeper_pid)
             raise EngineNotGone(f"{self.request.name}: processes {left} outlived SIGKILL") from None
         await self._reader
 
     def memory_bytes(self) -> int:
         """PSS of the tree, its keeper included; 0 when it is gone."""
-        return 0 if self._gone.is_set() or not self._keeper_pid else procfs.tree_pss_bytes(self._keeper_pid)
+        return 0 if self._gone.is_set() or not self.keeper_pid else procfs.tree_pss_bytes(self.keeper_pid)
 
     def pids(self) -> list[int]:
         """The engine's running processes now, without its keeper."""
-        return [] if self._gone.is_set() or not self._keeper_pid else procfs.descendants(self._keeper_pid)
+        return [] if self._gone.is_set() or not self.keeper_pid else procfs.descendants(self.keeper_pid)
 
     async def _wait(self, event: asyncio.Event, timeout_s: float, what: str) -> None:
         try:
-            await asyncio.wait_for(event.wait(), timeout_s)
+            await asyncio.wait_for(event.wait(), max(0.0, timeout_s))
         except TimeoutError:
             text = engine_log.read_end(self.log_path)
-            message = f"{self.request.name}: {what} within {timeout_s:.0f} s; the end of {self.log_path} may say why"
+            message = f"{self.request.name}: {what} in time; the end of {self.log_path} may say why"
             raise EngineStartError(message, engine_log.tail(text)) from None
 
     def _start_error(self) -> EngineStartError:
@@ -110,7 +111,7 @@ class EngineProcess:
             with contextlib.suppress(OSError):
                 while data := await loop.sock_recv(self._channel, MAX_MESSAGE_BYTES):
                     self._on_message(decode(data))
-            if not self._gone.is_set():
+            if not self._confirmed:
                 await self._sweep()
         finally:
             self._channel.close()
@@ -120,7 +121,7 @@ class EngineProcess:
     def _on_message(self, message: dict[str, Any]) -> None:
         match message["event"]:
             case Event.STARTED:
-                self.pid, self._keeper_pid = message["pid"], message["keeper_pid"]
+                self.pid, self.keeper_pid = message["pid"], message["keeper_pid"]
                 self.start_method, self.start_reason = message["start_method"], message["reason"]
                 self._started.set()
             case Event.READY:
@@ -131,7 +132,7 @@ class EngineProcess:
                 report = exit_report(message["exit_code"], message["signal"], message["error"], text)
                 self._on_exit(replace(report, reason="stopped by the app") if self._stopping else report)
             case Event.GONE:
-                self._gone.set()
+                self._confirmed = True  # the keeper's own end, and with it the channel's, follows
 
     def _on_exit(self, report: ExitReport) -> None:
         if self._exited.is_set():

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 IMPORT_TIMEOUT_S = 180.0  # importing vLLM takes 6 to 10 s; from a cold disk with four neighbours, minutes
 CLOSE_TIMEOUT_S = 20.0  # for the launcher to end its engines and itself, before it is killed
-KEEPERS_END_S = 5.0  # for keepers to end their trees after their launcher died, before we do it
+KEEPERS_END_S = 2.0  # for keepers to end their trees after their launcher died, before we do it
 RESTART_DELAY_S = 0.5  # before the first restart; doubled for each launcher that never became ready …
 MAX_RESTART_DELAY_S = 30.0  # … up to this
 MARK = "ROUNDHOUSE_LAUNCHER"  # in the environment of a launcher and all below it; survives any re-parenting
@@ -215,6 +215,8 @@ class Launcher:
         """The control socket is closed or dead: waits for the launcher, then makes sure of everything below it."""
         if self._supervisor is not None:  # not closing: it is dead, or deaf
             running.process.kill()
+        else:
+            running.process.terminate()  # it may be importing, and reads no socket then
         if not await self._exited_within(running, CLOSE_TIMEOUT_S):
             running.process.kill()
             await self._exited_within(running, CLOSE_TIMEOUT_S)

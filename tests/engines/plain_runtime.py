@@ -10,17 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from multiprocessing import shared_memory
 
 from engines.runtime.protocol import EngineRequest
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 _cuda = False
+_kept: shared_memory.SharedMemory | None = None
 
 
 def preload() -> None:
-    """PLAIN_PRELOAD (environment): `thread` leaves a thread running, `raise` fails, `cuda` claims CUDA."""
+    """PLAIN_PRELOAD (environment): `thread` leaves a thread running, `raise` fails, `cuda` claims CUDA,
+    `hang` takes long."""
     global _cuda
     match os.environ.get("PLAIN_PRELOAD", ""):
         case "thread":
@@ -29,6 +33,8 @@ def preload() -> None:
             raise ImportError("No module named 'framework'")
         case "cuda":
             _cuda = True
+        case "hang":
+            time.sleep(600)
 
 
 def cuda_initialized() -> bool:
@@ -45,6 +51,9 @@ def run_engine(request: EngineRequest) -> None:
         _fork_sleeper(escape=True)
     if args.get("exec_child"):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    if args.get("shared_memory"):
+        global _kept
+        _kept = shared_memory.SharedMemory(create=True, size=4096)  # and never unlinked by us
     if message := args.get("raise"):
         raise ValueError(message)
     if args.get("hang"):
@@ -66,7 +75,7 @@ def _fork_sleeper(escape: bool = False) -> None:
 
 
 def serve(request: EngineRequest) -> None:
-    print("serving", request.name)
+    print("serving", request.name, "with temporary files in", tempfile.gettempdir())
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(request.uds)
         server.listen()
