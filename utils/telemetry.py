@@ -1,4 +1,4 @@
-"""Counters and gauges in Prometheus' text form. Labels come from closed sets, so that clients cannot make new series."""
+"""Counters and gauges in Prometheus' text form. Labels come from closed sets: clients cannot make new series."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class _ModelCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = self._snapshot()
-        state = GaugeMetricFamily("roundhouse_model_state", "1 for the state that a model is in", labels=["model", "state"])
+        state = GaugeMetricFamily(
+            "roundhouse_model_state", "1: the state that a model is in", labels=["model", "state"]
+        )
         running = GaugeMetricFamily("roundhouse_model_running", "Requests that an engine answers", labels=["model"])
         queued = GaugeMetricFamily("roundhouse_model_queued", "Requests that wait", labels=["model"])
         loads = CounterMetricFamily("roundhouse_model_loads", "Finished loads", labels=["model"])

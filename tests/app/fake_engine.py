@@ -44,8 +44,8 @@ class FakeEngine:
         await self._factory.may_load.wait()
         if error := self._factory.load_errors.get(self.spec.id):
             raise error
-        server = web.Server(self._handle)
-        self._runner = web.ServerRunner(server, keepalive_timeout=5.0, shutdown_timeout=0.1)
+        server = web.Server(self._handle, handler_cancellation=True, keepalive_timeout=5.0)
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self._path)).start()
         self._factory.loads.append(self.spec.id)
@@ -82,7 +82,7 @@ class FakeEngine:
         return ExitReport("it was told to")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        raw = await request.read()
+        raw = await request.content.read()
         seen = Seen(request.path_qs, dict(request.headers), raw)
         self._factory.seen.append(seen)
         self._factory.arrived.set()
