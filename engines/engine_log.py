@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 TAIL_LINES = 30
@@ -78,8 +79,10 @@ def _exception(rows: list[str], traceback_at: int) -> str:
         if row[:1].isspace() or not row:
             continue
         if match := _EXCEPTION.match(row):
-            message = row if match[2] else " ".join([row, *rows[index + 1 : index + 3]])
-            return message.strip()[:_MAX_CAUSE_CHARS]
+            more = rows[index + 1 : index + 3]
+            if match[2]:  # otherwise the message begins on the next line, indented or not
+                more = list(takewhile(lambda line: line[:1].isspace(), more))
+            return " ".join(line.strip() for line in (row, *more))[:_MAX_CAUSE_CHARS].strip()
         if re.fullmatch(r"[A-Za-z_][\w.]*", row.strip()):
             return row.strip()  # an exception without a message: "AssertionError"
     return ""

@@ -18,7 +18,7 @@ from typing import Any
 
 from engines import engine_log
 from engines.base import EngineContext, EngineStartError
-from engines.engine_process import EngineProcess
+from engines.engine_process import KILL_CONFIRM_S, EngineProcess
 from engines.runtime.protocol import MAX_MESSAGE_BYTES, EngineRequest, Event, decode, encode, socket_pair
 from engines.waiting import run_to_the_end
 from utils import procfs
@@ -163,8 +163,14 @@ class Launcher:
     async def _run_once(self) -> bool:
         """One launcher from start to end, however it ends. True if it became ready."""
         self._set_state("importing")
-        running = self._running = self._popen()
         became_ready = False
+        try:
+            running = self._running = self._popen()
+        except OSError as error:  # no such Python, no memory, no process left
+            self._error = f"{self._python} cannot be started: {error}"
+            log.error("the %s launcher: %s", self.name, self._error)
+            self._set_state("failed")
+            return False
         try:
             loop = asyncio.get_running_loop()
             with contextlib.suppress(OSError):
@@ -198,7 +204,8 @@ class Launcher:
         engine_log.rotate(self.log_path)
         argv = [self._python, "-P", "-m", "engines.runtime.launcher", self._runtime_module]
         argv += ["--control-fd", str(theirs.fileno()), "--parent-pid", str(os.getpid())]
-        with self.log_path.open("ab") as output, theirs:
+        with contextlib.ExitStack() as on_failure, self.log_path.open("ab") as output, theirs:
+            on_failure.callback(ours.close)
             process = subprocess.Popen(
                 argv,
                 env=self._env,
@@ -208,6 +215,7 @@ class Launcher:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # a Ctrl-C in the terminal is for the app, which ends its engines in order
             )
+            on_failure.pop_all()
         ours.setblocking(False)
         return _Running(process, ours)
 
@@ -220,12 +228,22 @@ class Launcher:
         if not await self._exited_within(running, CLOSE_TIMEOUT_S):
             running.process.kill()
             await self._exited_within(running, CLOSE_TIMEOUT_S)
-        deadline_s = asyncio.get_running_loop().time() + KEEPERS_END_S
-        while left := procfs.with_environment(MARK, self._mark):
-            if asyncio.get_running_loop().time() > deadline_s:
-                for pid in left:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Returns when nothing with our mark is left, after help where keepers are not quick, or dead themselves."""
+        now_s = asyncio.get_running_loop().time
+        kill_at_s = now_s() + KEEPERS_END_S
+        quiet = 0
+        while quiet < 2:  # a process in the middle of an exec shows no environment: none must be seen twice
+            left = procfs.with_environment(MARK, self._mark)
+            quiet = 0 if left else quiet + 1
+            if now_s() > kill_at_s + KILL_CONFIRM_S:
+                log.error("processes %s of the %s launcher outlived SIGKILL", left, self.name)
+                return
+            for pid in left if now_s() > kill_at_s else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(_SWEEP_S)
 
     async def _exited_within(self, running: _Running, timeout_s: float) -> bool:

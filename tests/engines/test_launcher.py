@@ -15,13 +15,15 @@ import pytest
 
 from engines.base import EngineContext, EngineStartError
 from engines.engine_process import exit_report
-from engines.launcher import MARK, launcher_environment
+from engines.launcher import MARK, Launcher, launcher_environment
 from engines.process import engine_files
 from engines.runtime.keeper import bound_log
 from tests.engines.process_support import (
     GRACE_S,
+    PLAIN_RUNTIME,
     START_TIMEOUT_S,
     WAIT_S,
+    engine_folders,
     marked_processes,
     plain_engine,
     plain_launcher,
@@ -300,3 +302,14 @@ def test_a_log_that_grew_too_long_starts_again(tmp_path: Path) -> None:
     bound_log(str(log_path), 100)
     assert log_path.stat().st_size == 0
     assert Path(f"{log_path}.1").read_bytes() == b"b" * 50
+
+
+async def test_a_python_that_does_not_exist_is_named_and_nothing_waits_for_it() -> None:
+    with engine_folders() as context:
+        launcher = Launcher("plain", PLAIN_RUNTIME, context, python="/no/such/python")
+        await launcher.start()
+        await until(lambda: launcher.state()["state"] == "failed")
+        with pytest.raises(EngineStartError, match="/no/such/python"):
+            await plain_engine(launcher, context).start(START_TIMEOUT_S)
+        await launcher.close()
+        assert launcher.state()["state"] == "stopped"

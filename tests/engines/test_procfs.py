@@ -1,0 +1,100 @@
+"""/proc, read against processes that the tests start themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from utils import procfs
+
+WAIT_S = 10.0
+SHELL_TREE = "sleep 600 & (sleep 600 & wait) & echo started; wait"
+
+
+@contextmanager
+def shell(script: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """A shell in a session of its own that has printed one line; afterwards its whole session is gone."""
+    argv = ["/bin/sh", "-c", script]
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **env}
+    )
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        yield process
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_process_is_read_with_its_parent_and_session() -> None:
+    info = procfs.read_process(os.getpid())
+    assert info is not None
+    assert (info.pid, info.ppid, info.session) == (os.getpid(), os.getppid(), os.getsid(0))
+    assert not info.ended
+
+
+def test_a_command_name_with_blanks_and_parentheses_does_not_confuse(tmp_path: Path) -> None:
+    odd = tmp_path / "a) b (c"
+    odd.symlink_to(sys.executable)
+    process = subprocess.Popen([odd, "-c", "print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        info = procfs.read_process(process.pid)
+        process.kill()
+    assert info is not None
+    assert info.ppid == os.getpid()
+
+
+def test_descendants_are_found_at_every_depth_and_the_session_holds_them() -> None:
+    with shell(SHELL_TREE) as process:
+        below = procfs.descendants(process.pid)
+        assert len(below) == 3
+        assert set(procfs.session_members(process.pid)) == {process.pid, *below}
+        assert process.pid in procfs.descendants(os.getpid())
+
+
+def test_a_zombie_does_not_count_as_running() -> None:
+    process = subprocess.Popen(["/bin/true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet reaped
+    assert not procfs.is_running(process.pid)
+    assert process.pid not in procfs.descendants(os.getpid())
+    process.wait()
+    assert procfs.read_process(process.pid) is None
+
+
+def test_processes_are_found_by_a_mark_in_their_environment() -> None:
+    with shell(SHELL_TREE, PROCFS_TEST_MARK="one") as process:
+        deadline_s = monotonic() + WAIT_S
+        while len(procfs.with_environment("PROCFS_TEST_MARK", "one")) < 4:  # in the middle of an exec it shows none
+            assert monotonic() < deadline_s
+        marked = procfs.with_environment("PROCFS_TEST_MARK", "one")
+        assert set(marked) == {process.pid, *procfs.descendants(process.pid)}
+        assert procfs.with_environment("PROCFS_TEST_MARK", "on") == []
+
+
+def test_proportional_memory_of_a_tree_is_the_sum_of_its_processes() -> None:
+    own = procfs.pss_bytes(os.getpid())
+    assert 1024**2 < own < 10 * 1024**3
+    assert procfs.tree_pss_bytes(os.getpid()) >= own // 2
+    assert procfs.pss_bytes(2**22 + 1) == 0
+
+
+def test_without_smaps_rollup_the_resident_size_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "statm").write_text("900 25 3 0 0 0 0\n")
+    monkeypatch.setattr(procfs, "PROC", tmp_path)
+    assert procfs.pss_bytes(7) == 25 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_threads_are_counted() -> None:
+    assert procfs.thread_count(os.getpid()) >= 1

@@ -1,0 +1,246 @@
+"""vLLM's arguments and the reasons for them, for models as people have them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines import vllm_families
+from engines.vllm_args import (
+    GIB,
+    MIB,
+    NO_MEDIA_DOMAIN,
+    BadEngineArgument,
+    ServeArgs,
+    adapter_rank,
+    estimate_bytes,
+    kv_bytes_per_token,
+    serve_args,
+)
+from engines.vllm_families import read_template, reasoning_parser, tool_parser
+from models.types import ModelOverrides, ModelSpec, Task
+
+# Qwen3-0.6B as its config.json has it: 112 KiB of keys and values per token.
+QWEN3 = {
+    "model_type": "qwen3",
+    "max_model_len": 40960,
+    "num_layers": 28,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "dtype": "bfloat16",
+    "weights_bytes": 1_500_000_000,
+}
+
+
+def spec(path: Path, **fields: Any) -> ModelSpec:
+    return ModelSpec(**{"id": "org/model", "path": path, "task": Task.CHAT, "engine": "vllm", **QWEN3, **fields})
+
+
+def value(serve: ServeArgs, name: str) -> str | None:
+    """What follows `--name`; "" for a bare flag; None where it is not given."""
+    if f"--{name}" not in serve.args:
+        return None
+    following = serve.args[serve.args.index(f"--{name}") + 1 :]
+    return following[0] if following and not following[0].startswith("--") else ""
+
+
+def test_the_model_is_served_under_its_id_and_aliases(tmp_path: Path) -> None:
+    args = serve_args(spec(tmp_path, aliases=("a", "b")), device="cpu").args
+    at = args.index("--served-model-name")
+    assert args[at + 1 : at + 4] == ("org/model", "a", "b")
+    assert args[:2] == ("--model", str(tmp_path))
+
+
+def test_keys_and_values_of_a_token(tmp_path: Path) -> None:
+    assert kv_bytes_per_token(spec(tmp_path)) == 2 * 28 * 8 * 128 * 2
+    assert kv_bytes_per_token(spec(tmp_path, dtype="float32")) == 2 * 28 * 8 * 128 * 4
+    assert kv_bytes_per_token(spec(tmp_path, head_dim=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "overrides", "device", "configured", "kv_bytes", "length"),
+    [
+        # 40,960 tokens take 4.4 GiB, more than CPU's bound: vLLM fits the length to 4 GiB.
+        ({}, {}, "cpu", None, 4 * GIB, "auto"),
+        ({"max_model_len": 2048}, {}, "cpu", None, 4 * 2048 * 114688, "2048"),
+        ({"max_model_len": 64, "num_layers": 2}, {}, "cpu", None, 256 * MIB, "64"),
+        ({}, {}, "cuda", None, 16 * GIB, "40960"),
+        ({}, {}, "cuda", 8 * GIB, 8 * GIB, "40960"),
+        ({}, {}, "cuda", 1 * GIB, 1 * GIB, "auto"),
+        # A length that the owner asks for is given the room that it needs.
+        ({}, {"max_model_len": 40960}, "cpu", None, 40960 * 114688, "40960"),
+        ({}, {"max_model_len": 8192}, "cpu", 256 * MIB, 8192 * 114688, "8192"),
+        ({}, {"kv_cache_bytes": 512 * MIB}, "cpu", 8 * GIB, 512 * MIB, "auto"),
+        # Nothing known of its shape: vLLM finds out.
+        ({"num_layers": None}, {}, "cpu", None, 256 * MIB, "auto"),
+        ({"max_model_len": None}, {}, "cuda", None, 1 * GIB, "auto"),
+    ],
+)
+def test_the_kv_cache_is_given_in_bytes_and_the_length_fits_it(
+    tmp_path: Path,
+    fields: dict[str, Any],
+    overrides: dict[str, Any],
+    device: str,
+    configured: int | None,
+    kv_bytes: int,
+    length: str,
+) -> None:
+    model = spec(tmp_path, **fields, overrides=ModelOverrides(**overrides))
+    serve = serve_args(model, device=device, kv_cache_bytes=configured)
+    assert (serve.kv_cache_bytes, value(serve, "max-model-len")) == (kv_bytes, length)
+    assert value(serve, "kv-cache-memory-bytes") == str(kv_bytes)
+    assert any("KV cache" in reason for reason in serve.reasons)
+    assert estimate_bytes(model, device, configured) > model.weights_bytes + kv_bytes
+
+
+def test_cpu_is_eager_and_cuda_asks_for_no_share_of_the_device(tmp_path: Path) -> None:
+    cpu, cuda = (serve_args(spec(tmp_path), device=device) for device in ("cpu", "cuda"))
+    assert (value(cpu, "enforce-eager"), value(cuda, "enforce-eager")) == ("", None)
+    assert (value(cpu, "gpu-memory-utilization"), value(cuda, "gpu-memory-utilization")) == (None, "0.01")
+
+
+def test_nothing_is_fetched_and_no_code_of_the_folder_runs_unless_configured(tmp_path: Path) -> None:
+    serve = serve_args(spec(tmp_path), device="cpu")
+    assert value(serve, "allowed-media-domains") == NO_MEDIA_DOMAIN
+    assert value(serve, "allowed-local-media-path") is None
+    assert value(serve, "trust-remote-code") is None
+    trusted = serve_args(spec(tmp_path, overrides=ModelOverrides(trust_remote_code=True)), device="cpu")
+    assert value(trusted, "trust-remote-code") == ""
+
+
+def test_structured_output_allows_no_free_white_space(tmp_path: Path) -> None:
+    config = json.loads(value(serve_args(spec(tmp_path), device="cpu"), "structured-outputs-config") or "")
+    assert config == {"backend": "xgrammar", "disable_any_whitespace": True}
+
+
+def test_configured_arguments_replace_add_and_remove(tmp_path: Path) -> None:
+    overrides = ModelOverrides(
+        engine_args={
+            "max_num_seqs": 8,
+            "--enforce-eager": False,
+            "disable-uvicorn-access-log": None,
+            "allowed_media_domains": ["a.example", "b.example"],
+            "speculative_config": {"method": "ngram"},
+        }
+    )
+    serve = serve_args(spec(tmp_path, overrides=overrides), device="cpu", engine_args={"max-num-seqs": 4})
+    assert value(serve, "max-num-seqs") == "8"
+    assert "--no-enforce-eager" in serve.args
+    assert "--enforce-eager" not in serve.args
+    assert value(serve, "disable-uvicorn-access-log") is None
+    at = serve.args.index("--allowed-media-domains")
+    assert serve.args[at + 1 : at + 3] == ("a.example", "b.example")
+    assert value(serve, "speculative-config") == '{"method": "ngram"}'
+    assert "max-num-seqs: configured for this model" in serve.reasons
+
+
+@pytest.mark.parametrize("key", ["uds", "--host", "port", "api_key", "served_model_name", "model"])
+def test_arguments_that_the_router_depends_on_are_refused_by_name(tmp_path: Path, key: str) -> None:
+    with pytest.raises(BadEngineArgument, match=key):
+        serve_args(spec(tmp_path, overrides=ModelOverrides(engine_args={key: "x"})), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "rank"),
+    [({"r": 16}, 16), ({"r": 8, "rank_pattern": {"q_proj": 64}}, 64), ({}, 16), ({"r": "many"}, 16), ([], 16)],
+)
+def test_the_rank_of_an_adapter_is_read_from_its_configuration(tmp_path: Path, config: Any, rank: int) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert adapter_rank(tmp_path) == rank
+
+
+def test_adapters_are_served_beside_their_base(tmp_path: Path) -> None:
+    adapters = []
+    for name, rank in (("one", 4), ("two", 24)):
+        path = tmp_path / name
+        path.mkdir()
+        (path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        adapters.append(ModelSpec(f"org/{name}", path, Task.ADAPTER, "vllm"))
+    serve = serve_args(spec(tmp_path), device="cpu", adapters=adapters)
+    assert (value(serve, "enable-lora"), value(serve, "max-lora-rank"), value(serve, "max-loras")) == ("", "32", "2")
+    at = serve.args.index("--lora-modules")
+    assert [json.loads(text)["name"] for text in serve.args[at + 1 : at + 3]] == ["org/one", "org/two"]
+
+
+# (model_type, template, tool parser, reasoning parser); templates are the telling parts of those published.
+TOOLS = "{% if tools %}{% endif %}"
+CHAT_MODELS = [
+    ("qwen2", TOOLS + '<tool_call>\n{"name": ...}\n</tool_call>', "hermes", None),
+    ("qwen3", TOOLS + "<tool_call>{}</tool_call> {{ '<think>' }}", "hermes", "qwen3"),
+    ("qwen3", TOOLS + "<tool_call>{}</tool_call>", "hermes", None),
+    ("qwen3_moe", TOOLS + "<tool_call>\n<function=example>\n<parameter=x>", "qwen3_coder", None),
+    ("llama", TOOLS + '{"name": function, "parameters": {}} <|python_tag|>', "llama3_json", None),
+    ("llama", TOOLS + '{"name": function, "parameters": {}}', "llama3_json", None),
+    ("llama", TOOLS + "<tool_call>{}</tool_call>", "hermes", None),  # Hermes on Llama
+    ("llama", "{{ bos_token }} {{ message }}", None, None),  # Llama 2
+    ("llama4", TOOLS + '<|python_start|>{"name"', "llama4_json", None),
+    ("mistral", TOOLS + "[AVAILABLE_TOOLS] [TOOL_CALLS]", "mistral", None),
+    ("mistral3", TOOLS + "[TOOL_CALLS] [THINK]", "mistral", "mistral"),
+    ("gpt_oss", TOOLS + "<|start|>assistant<|channel|>analysis", "openai", "openai_gptoss"),
+    ("deepseek_v3", "<｜tool▁calls▁begin｜>```json </think>", "deepseek_v3", "deepseek_v3"),  # noqa: RUF001
+    ("deepseek_v3", "<｜tool▁calls▁begin｜><think>", "deepseek_v31", "deepseek_v3"),  # noqa: RUF001
+    ("qwen2", "<｜tool▁calls▁begin｜>```json </think>", "deepseek_v3", "deepseek_r1"),  # noqa: RUF001  # R1 distilled
+    ("phi3", TOOLS + "<|tool|>", "phi4_mini_json", None),
+    ("phi3", "<|user|>{{ message }}", None, None),
+    ("gemma3", "<start_of_turn>", None, None),
+    ("gemma3_text", TOOLS + "<start_function_call>", "functiongemma", None),
+    ("granite", TOOLS + "<|tool_call|>", "granite", None),
+    ("glm4_moe", TOOLS + "<tool_call>{name}<arg_key> <think>", "glm45", "glm45"),
+    ("kimi_k2", TOOLS + "<|tool_calls_section_begin|>", "kimi_k2", None),
+    ("minimax_m2", TOOLS + "<minimax:tool_call> <think>", "minimax_m2", "minimax_m2"),
+    ("seed_oss", TOOLS + "<seed:tool_call><function= <seed:think>", "seed_oss", "seed_oss"),
+    ("cohere2", TOOLS + "<|START_ACTION|>", "cohere_command3", None),
+    ("lfm2", TOOLS + "<|tool_list_start|>", "lfm2", None),
+    ("olmo3", TOOLS + "<function_calls> <think>", "olmo3", "olmo3"),
+    ("somebody_new", TOOLS + "<weird>", None, None),
+    ("somebody_new", "<think>", None, None),
+    ("llama", "", None, None),
+]
+
+
+@pytest.mark.parametrize(("model_type", "template", "tools", "reasoning"), CHAT_MODELS)
+def test_parsers_follow_the_template_and_then_the_family(
+    model_type: str, template: str, tools: str | None, reasoning: str | None
+) -> None:
+    assert tool_parser(model_type, template).parser == tools
+    assert reasoning_parser("org/model", model_type, template).parser == reasoning
+    assert tool_parser(model_type, template).reason
+
+
+def test_an_instruct_model_of_qwen3_does_not_think_whatever_its_template_says() -> None:
+    assert reasoning_parser("Qwen/Qwen3-4B-Instruct-2507", "qwen3", "<think>").parser is None
+
+
+def test_every_parser_that_we_name_is_one_of_the_installed_vllm() -> None:
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    assert found.submodule_search_locations
+    package = Path(found.submodule_search_locations[0])
+    tools = {*vllm_families._TOOLS_BY_FAMILY.values(), *dict(vllm_families._TOOLS_BY_MARKER).values()}
+    tools |= {*vllm_families._TOOLS_BY_LINEAGE.values(), "deepseek_v3", "deepseek_v31"}
+    reasoning = {*vllm_families._REASONING_BY_FAMILY.values(), "deepseek_r1", "mistral"}
+    for names, folder in ((tools, "tool_parsers"), (reasoning, "reasoning")):
+        registered = (package / folder / "__init__.py").read_text()
+        assert {name for name in names if f'"{name}": (' not in registered} == set()
+
+
+def test_templates_are_read_from_every_place_that_holds_one(tmp_path: Path) -> None:
+    assert read_template(tmp_path) == ""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "t", "template": "LIST"}]}))
+    assert "LIST" in read_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{broken")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "JSON"}))
+    (tmp_path / "chat_template.jinja").write_text("JINJA")
+    assert set(read_template(tmp_path).split()) == {"JSON", "JINJA"}
+
+
+def test_a_completion_model_gets_no_parsers(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(TOOLS + "<tool_call>")
+    base = serve_args(spec(tmp_path, task=Task.COMPLETION), device="cpu")
+    chat = serve_args(spec(tmp_path), device="cpu")
+    assert value(base, "tool-call-parser") is None
+    assert (value(chat, "tool-call-parser"), value(chat, "enable-auto-tool-choice")) == ("hermes", "")
