@@ -58,6 +58,14 @@ class FakeEngine:
         self._path.unlink(missing_ok=True)
         self._exited.set()
 
+    async def close_idle(self) -> None:
+        """As a server whose keep-alive time is over."""
+        assert self._runner is not None
+        for connection in list(self._runner.server.connections):  # type: ignore[union-attr]
+            if connection.transport is not None:
+                connection.transport.close()
+        await asyncio.sleep(0)
+
     async def die(self) -> None:
         """As a killed process: every connection breaks, the socket stays behind."""
         assert self._runner is not None

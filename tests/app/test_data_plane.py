@@ -63,7 +63,15 @@ async def test_engines_get_neither_keys_nor_cookies_nor_queries() -> None:
         seen = served.engines.seen[0]
         assert seen.path == "/v1/chat/completions"
         got = {name.lower(): value for name, value in seen.headers.items()}
-        assert set(got) == {"host", "content-type", "content-length", "accept", "user-agent", "traceparent", "x-request-id"}
+        assert set(got) == {
+            "host",
+            "content-type",
+            "content-length",
+            "accept",
+            "user-agent",
+            "traceparent",
+            "x-request-id",
+        }
         assert "secret" not in str(got)
 
 
