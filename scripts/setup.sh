@@ -79,19 +79,21 @@ install_cpu_torch() {
 exec 9<.
 flock 9  # one set-up at a time in this checkout; the second finds the stamp of the first
 
-python=$(find_python)
 flavour=$(find_flavour)
 requirements=requirements.txt
 [[ $flavour == cpu ]] && requirements='requirements-cpu.txt'
-wanted="$flavour $("$python" -V) $PWD $(cat "$requirements" requirements-dev.txt | sha256sum)"
+# Which Python made .venv does not matter while it works: another shell's PATH may name another, equally good.
+wanted="$flavour ${PYTHON:-} $PWD $(cat "$requirements" requirements-dev.txt | sha256sum)"
 package="$wanted $(sha256sum < pyproject.toml)"
 
 installed=$(cat "$STAMP" 2>/dev/null || true)
+"$VENV/bin/python" -c '' 2>/dev/null || installed=''
 if [[ $installed == "$package" ]]; then
     exit 0
 fi
 started=$SECONDS
 if [[ $installed != "$wanted "* ]]; then
+    python=$(find_python)
     say "making $VENV from $requirements ($flavour, $("$python" -V)); this happens once"
     rm -f "$STAMP"
     install_system_packages
