@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers.base.modules import Transformer
+from transformers import PreTrainedTokenizerBase
 
 from engines.runtime.retrieval import Encoded, Ids, InputEncoder, InvalidRequest, Source
 
@@ -22,12 +23,20 @@ PLAIN_TASKS = ("feature-extraction", "sequence-classification")
 
 def make_encoder(model: Any, max_model_len: int | None, prompt: str | None) -> InputEncoder:
     """The encoder for a SentenceTransformer or CrossEncoder; `prompt` is the model's default one."""
+    _require_vocabulary(model)
     declared = model.max_seq_length
     max_tokens = declared if isinstance(declared, int) and 0 < declared < UNDECLARED_MAX_TOKENS * 128 else None
     max_tokens = min(max_tokens or UNDECLARED_MAX_TOKENS, max_model_len or UNDECLARED_MAX_TOKENS * 128)
     if _is_plain(model, prompt):
         return TokenizerEncoder(model, max_tokens, prompt)
     return ModuleEncoder(model, max_tokens, prompt)
+
+
+def _require_vocabulary(model: Any) -> None:
+    """Without its files transformers makes a tokenizer that knows special tokens only, and every text is unknown."""
+    tokenizer = model.tokenizer
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError("the folder has no tokenizer: tokenizer.json, vocab.txt or a .model file is missing")
 
 
 def _is_plain(model: Any, prompt: str | None) -> bool:

@@ -87,7 +87,7 @@ def _fill_caches() -> None:
     from transformers import conversion_mapping
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library's own lack
+    transformers_logging.disable_progress_bar()
     fill = getattr(conversion_mapping, "get_checkpoint_conversion_mapping", None)
     if fill is not None:
         fill("bert")

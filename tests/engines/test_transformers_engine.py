@@ -160,6 +160,13 @@ async def test_a_truncated_weights_file_is_named_by_the_failed_load(
     assert failed.value.log_tail
 
 
+async def test_a_folder_without_its_tokenizer_is_refused(factory: TransformersFactory, own_copy: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        (own_copy / name).unlink(missing_ok=True)
+    with pytest.raises(EngineStartError, match="no tokenizer"):
+        await factory.create(spec_of(own_copy)).start(START_TIMEOUT_S)
+
+
 async def test_pickle_weights_are_not_loaded_unless_allowed(factory: TransformersFactory, own_copy: Path) -> None:
     import torch
     from safetensors.torch import load_file
