@@ -1,0 +1,196 @@
+"""Real vLLM with the demonstration models: forked, answering, failing and being killed."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from demo import facts
+from engines.base import Endpoint, EngineStartError
+from engines.process import ProcessEngine
+from engines.runtime.vllm_runtime import START_METHOD_VARIABLE
+from engines.vllm_engine import VllmFactory, launcher_changes
+from models.types import Availability, ModelOverrides, ModelSpec, Task
+from tests.engines.process_support import WAIT_S, engine_folders, until_gone
+from utils import procfs
+
+START_TIMEOUT_S = 90.0  # with the launcher's import, on a busy machine
+GRACE_S = 15.0
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def factory() -> AsyncIterator[VllmFactory]:
+    """One launcher for all tests here; at the end no process, socket or shared memory of theirs may be left."""
+    with engine_folders() as context:
+        factory = VllmFactory(context)
+        await factory.start()
+        try:
+            yield factory
+        finally:
+            await factory.close()
+
+
+def chat_spec(path: Path, model_id: str = facts.QWEN3_CHAT, **fields: Any) -> ModelSpec:
+    shape = {"num_layers": 4, "num_kv_heads": 2, "head_dim": 32, "max_model_len": facts.CONTEXT_TOKENS}
+    return ModelSpec(
+        id=model_id,
+        path=path,
+        task=Task.CHAT,
+        engine="vllm",
+        **{"model_type": "qwen3", "dtype": "bfloat16", **shape, **fields},
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(factory: VllmFactory, spec: ModelSpec, *adapters: ModelSpec) -> AsyncIterator[ProcessEngine]:
+    engine = factory.create(spec, adapters)
+    assert isinstance(engine, ProcessEngine)
+    await engine.start(START_TIMEOUT_S)
+    try:
+        yield engine
+    finally:
+        await engine.stop(GRACE_S)
+        assert engine.memory_bytes() == 0
+
+
+async def ask(endpoint: Endpoint, model: str, question: str) -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 100}
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(endpoint.uds))) as session,
+        session.post(f"{endpoint.base_url}/v1/chat/completions", json=body) as response,
+    ):
+        assert response.status == 200, await response.text()
+        return str((await response.json())["choices"][0]["message"]["content"])
+
+
+async def test_a_model_is_forked_and_answers_and_the_launcher_keeps_its_single_thread(
+    factory: VllmFactory, demo_models: Path
+) -> None:
+    async with running(factory, chat_spec(demo_models / facts.QWEN3_CHAT, aliases=("qwen",))) as engine:
+        assert await engine.health()
+        assert await ask(engine.endpoint, "qwen", facts.WHICH_MODEL) == facts.QWEN3.answers[facts.WHICH_MODEL]
+        state = factory.state()
+        assert (state["state"], state["start_method"], state["reason"]) == ("ready", "fork", "")
+        assert procfs.thread_count(state["pid"]) == 1
+
+
+async def test_vllms_own_processes_are_forked_too(factory: VllmFactory, demo_models: Path) -> None:
+    async with running(factory, chat_spec(demo_models / facts.QWEN3_CHAT)) as engine:
+        assert engine.process is not None
+        pids = {procfs.command_line(pid): pid for pid in engine.process.pids()}
+        core, worker = pids["VLLM::EngineCore"], pids["VLLM::Worker"]
+        # TMPDIR is set after the engine was forked: only a new program would have it in its first environment.
+        assert not [pid for pid in (core, worker) if b"\0TMPDIR=" in procfs.read_environment(pid)]
+
+
+async def test_an_adapter_changes_what_its_base_answers(factory: VllmFactory, demo_models: Path) -> None:
+    adapter = ModelSpec(facts.ADAPTER, demo_models / facts.ADAPTER, Task.ADAPTER, "vllm")
+    async with running(factory, chat_spec(demo_models / facts.QWEN3_CHAT), adapter) as engine:
+        plain = await ask(engine.endpoint, facts.QWEN3_CHAT, facts.WHICH_MODEL)
+        assert await ask(engine.endpoint, facts.ADAPTER, facts.WHICH_MODEL) != plain
+
+
+async def test_an_engine_whose_core_is_killed_is_reported_and_gone(factory: VllmFactory, demo_models: Path) -> None:
+    async with running(factory, chat_spec(demo_models / facts.QWEN3_CHAT)) as engine:
+        assert engine.process is not None
+        tree = engine.process.pids()
+        core = next(pid for pid in tree if procfs.command_line(pid) == "VLLM::EngineCore")
+        os.kill(core, signal.SIGKILL)
+        await asyncio.wait_for(engine.wait_exited(), WAIT_S)
+        await until_gone(tree)
+
+
+async def test_a_killed_engine_takes_its_core_and_worker_along(factory: VllmFactory, demo_models: Path) -> None:
+    async with running(factory, chat_spec(demo_models / facts.QWEN3_CHAT)) as engine:
+        assert engine.process is not None
+        tree = engine.process.pids()
+        os.kill(engine.process.pid, signal.SIGKILL)
+        report = await asyncio.wait_for(engine.wait_exited(), WAIT_S)
+        assert report.signal == signal.SIGKILL
+        await until_gone(tree)
+
+
+def broken_copy(model: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(model, folder / "broken"))
+
+
+async def test_a_truncated_weights_file_is_named_as_the_cause(
+    factory: VllmFactory, demo_models: Path, tmp_path: Path
+) -> None:
+    path = broken_copy(demo_models / facts.QWEN3_CHAT, tmp_path)
+    weights = path / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(EngineStartError, match=r"SafetensorError: .*(incomplete|InvalidHeader)"):
+        await factory.create(chat_spec(path)).start(START_TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        ('{"architectures": ["NobodysForCausalLM"], "model_type": "qwen3"}', "NobodysForCausalLM"),
+        ('{"model_type": "nobodys"}', "nobodys"),
+        ("{", "JSON|json|Expecting"),
+    ],
+)
+async def test_a_bad_config_is_named_as_the_cause(
+    factory: VllmFactory, demo_models: Path, tmp_path: Path, config: str, cause: str
+) -> None:
+    path = broken_copy(demo_models / facts.QWEN3_CHAT, tmp_path)
+    path.joinpath("config.json").write_text(config)
+    with pytest.raises(EngineStartError, match=cause) as caught:
+        await factory.create(chat_spec(path)).start(START_TIMEOUT_S)
+    assert len(caught.value.message) < 1500
+    assert caught.value.log_tail
+
+
+async def test_a_reserved_argument_fails_the_load_and_not_the_router(factory: VllmFactory, tmp_path: Path) -> None:
+    spec = chat_spec(tmp_path, overrides=ModelOverrides(engine_args={"uds": "/tmp/other"}))
+    with pytest.raises(EngineStartError, match="'uds' is set by Roundhouse"):
+        await factory.create(spec).start(START_TIMEOUT_S)
+
+
+async def test_the_factory_takes_what_generates_and_nothing_else(factory: VllmFactory, tmp_path: Path) -> None:
+    assert factory.accepts(chat_spec(tmp_path)).ok
+    assert factory.accepts(ModelSpec("x", tmp_path, Task.COMPLETION, "vllm")).ok
+    assert not factory.accepts(ModelSpec("x", tmp_path, Task.EMBED, "vllm")).ok
+    assert not factory.accepts(chat_spec(tmp_path, availability=Availability.INCOMPLETE)).ok
+
+
+async def test_vllms_environment_keeps_dev_mode_keys_and_the_network_out(factory: VllmFactory) -> None:
+    changes = launcher_changes(factory._context)
+    assert changes["VLLM_SERVER_DEV_MODE"] is None
+    assert changes["VLLM_API_KEY"] is None
+    assert changes["HF_HUB_OFFLINE"] == "1"
+
+
+def vllm_source(*parts: str) -> str:
+    """The text of a file of the installed vLLM, which is not imported for that."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    assert found.submodule_search_locations
+    return Path(found.submodule_search_locations[0], *parts).read_text()
+
+
+async def test_vllms_cpu_platform_still_sets_spawn_in_the_one_place_that_we_set_back() -> None:
+    """Should this fail, look at engines/runtime/vllm_runtime.py: keep_forking_on_cpu."""
+    source = vllm_source("platforms", "cpu.py")
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    assignment = f"os.environ['{START_METHOD_VARIABLE}'] = 'spawn'"
+    setting = [node.name for node in functions if assignment in ast.unparse(node)]
+    assert setting == ["check_and_update_config"]
+    method = next(node for node in functions if node.name == "check_and_update_config")
+    assert [ast.unparse(decorator) for decorator in method.decorator_list] == ["classmethod"]
