@@ -28,9 +28,17 @@ class RequestBody:
         found = list(MODEL_MEMBER.finditer(self.raw))
         if len(found) == 1 and self.raw.count(b'"model"') == 1 and orjson.loads(found[0].group(1)) == self.model:
             begin, end = found[0].span(1)
-            return self.raw[:begin] + orjson.dumps(name) + self.raw[end:]
-        # More than one `model` in the document. The standard library keeps integers of any length, orjson does not.
-        document = json.loads(self.raw)
+            spliced = self.raw[:begin] + orjson.dumps(name) + self.raw[end:]
+            if orjson.loads(spliced)["model"] == name:  # else the key we found lies deeper, and ours is spelled with \u
+                return spliced
+        return self._reserialised(name)
+
+    def _reserialised(self, name: str) -> bytes:
+        """For more than one `model` in the document. The standard library keeps integers of any length, unlike orjson."""
+        try:
+            document = json.loads(self.raw)
+        except (RecursionError, ValueError) as error:
+            raise InvalidRequest(f"The body is nested too deeply, or a number in it is too long: {error}.") from None
         document["model"] = name
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 

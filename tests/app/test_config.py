@@ -1,0 +1,162 @@
+"""Settings from environment and file, their errors, and changes while serving."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config import ConfigError, Settings, load_settings
+from app.reload import ConfigReloader
+from models.types import Task
+from tests.app.serving import serving
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("ROUNDHOUSE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    folder = tmp_path / "models-data"
+    folder.mkdir()
+    return folder / "roundhouse.yaml"
+
+
+def error_of(text: str, file: Path) -> str:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    return str(caught.value)
+
+
+def test_the_environment_goes_over_the_file_and_arguments_over_both(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_file.write_text("port: 1\nhost: localhost\nresidency: one\nmax_wait_s: 5\n")
+    monkeypatch.setenv("ROUNDHOUSE_PORT", "2")
+    monkeypatch.setenv("ROUNDHOUSE_HOST", "127.0.0.2")
+    monkeypatch.setenv("ROUNDHOUSE_MAX_QUEUED", "")
+    settings = load_settings({"port": 3, "config": None})
+    assert (settings.port, settings.host, settings.residency) == (3, "127.0.0.2", "one")
+    assert (settings.policy().max_wait_s, settings.policy().max_queued) == (5, 2048)
+
+
+def test_everything_has_a_default(tmp_path: Path) -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.models_dir) == ("127.0.0.1", 8000, Path("models-data"))
+    assert settings.state_dir == Path("~/.cache/roundhouse").expanduser()
+
+
+def test_models_are_configured_by_id(config_file: Path) -> None:
+    config_file.write_text(
+        "models:\n  org/m:\n    aliases: [gpt-4o]\n    task: embed\n    kv_cache_bytes: 2GiB\n    pinned: true\n"
+        "    engine_args: {max_num_seqs: 4}\nengines:\n  vllm:\n    args: {enforce_eager: true}\n"
+    )
+    settings = load_settings()
+    overrides = settings.overrides()["org/m"]
+    assert (overrides.aliases, overrides.task, overrides.pinned) == (("gpt-4o",), Task.EMBED, True)
+    assert (overrides.kv_cache_bytes, overrides.engine_args) == (2 << 30, {"max_num_seqs": 4})
+    assert settings.engines["vllm"].args == {"enforce_eager": True}
+
+
+def test_unknown_keys_are_errors_that_name_the_nearest_key_and_the_line(config_file: Path) -> None:
+    message = error_of(
+        "port: 1\nresidancy: one\nmodels:\n  a:\n    pined: true\nengines:\n  v: {arg: {}}\n", config_file
+    )
+    assert "roundhouse.yaml, line 2: unknown key 'residancy'; did you mean 'residency'?" in message
+    assert "line 5: unknown key 'models.a.pined'; did you mean 'pinned'?" in message
+    assert "line 7: unknown key 'engines.v.arg'; did you mean 'args'?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_wait_s: -1", "line 1: max_wait_s:"),
+        ("swap_share: 1.5", "line 1: swap_share:"),
+        ("port: [1]", "line 1: port:"),
+        ("max_body_bytes: plenty", "line 1: max_body_bytes:"),
+        ("host: localhost\nmodels: [a]", "line 2: models:"),
+        ("cors_origins: [chat.example]", "write it like https://"),
+        ("- a\n- b", "must be a mapping"),
+        ("a: [", "not valid YAML"),
+        ("1: 2", "must be a mapping"),
+        ("x: &x [*x]", "unknown key"),
+        ("port: !!python/object/apply:os.system [id]", "not valid YAML"),
+    ],
+)
+def test_wrong_values_are_errors_that_name_key_and_line(config_file: Path, text: str, expected: str) -> None:
+    assert expected in error_of(text, config_file)
+
+
+def test_a_mistyped_variable_is_an_error_and_an_unrelated_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUNDHOUSE_URL", "http://127.0.0.1:8000")
+    load_settings()
+    monkeypatch.setenv("ROUNDHOUSE_API_KEYZ", "12345678")
+    with pytest.raises(ConfigError, match="did you mean ROUNDHOUSE_API_KEY"):
+        load_settings()
+
+
+def test_keys_come_from_variables_and_a_file_and_are_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text("# ours\n\nfile-key-1\n  file-key-2  \n")
+    monkeypatch.setenv("ROUNDHOUSE_API_KEY", "single-key")
+    monkeypatch.setenv("ROUNDHOUSE_API_KEYS", "comma-key-1, comma-key-2,")
+    monkeypatch.setenv("ROUNDHOUSE_API_KEY_FILE", str(tmp_path / "keys"))
+    settings = load_settings()
+    assert settings.keys() == ("single-key", "comma-key-1", "comma-key-2", "file-key-1", "file-key-2")
+    assert "single-key" not in repr(settings)
+    monkeypatch.setenv("ROUNDHOUSE_API_KEYS", "shorty,has space in it")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert "shorty" not in str(caught.value)
+
+
+def test_a_key_file_without_keys_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUNDHOUSE_API_KEY_FILE", str(tmp_path / "keys"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings()
+    (tmp_path / "keys").write_text("# none\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        load_settings()
+
+
+async def test_a_change_of_the_file_is_applied_and_an_error_in_it_changes_nothing(config_file: Path) -> None:
+    config_file.write_text("max_wait_s: 5\n")
+    applied: list[tuple[Settings, Settings]] = []
+    errors: list[str | None] = []
+
+    async def apply(old: Settings, new: Settings) -> None:
+        applied.append((old, new))
+
+    reloader = ConfigReloader(load_settings({"port": 9}), apply, errors.append)
+    await reloader.check()
+    assert applied == []
+    config_file.write_text("max_wait_s: 50\nport: 7\n")
+    await reloader.check()
+    assert [(old.max_wait_s, new.max_wait_s, new.port) for old, new in applied] == [(5, 50, 9)]
+    config_file.write_text("max_wait_s: never, ever\n")
+    await reloader.check()
+    assert "line 1: max_wait_s" in str(errors[-1])
+    assert len(applied) == 1
+    config_file.unlink()
+    await reloader.check()
+    assert errors[-1] is None
+    assert applied[-1][1].max_wait_s == 60
+
+
+async def test_policy_and_overrides_change_while_serving() -> None:
+    async with serving() as served:
+        old = served.roundhouse.state.settings
+        changed: dict[str, Any] = {"models": {"other": {"pinned": True}}, "max_wait_s": 7, "models_dir": old.models_dir}
+        new = Settings(**changed)
+        await served.roundhouse.lifecycle._apply(old, new)
+        assert served.roundhouse.state.manager.status("other").pinned
+        assert served.roundhouse.state.manager.scheduler.policy.max_wait_s == 7

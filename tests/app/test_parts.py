@@ -1,0 +1,97 @@
+"""Small parts on their own: the body splice, the run folder, the memory budget."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from app.errors import InvalidRequest
+from app.memory import available_ram_bytes
+from app.request_body import parse_body
+from app.run_dir import RunDir
+
+BODIES = {
+    b'{"model":"a","x":1}': b'{"model":"B","x":1}',
+    b'{ "x" : 1.0e3 , "model" :\n"a" }': b'{ "x" : 1.0e3 , "model" :\n"B" }',
+    b'{"big":123456789012345678901234567890,"model":"a"}': b'{"big":123456789012345678901234567890,"model":"B"}',
+    b'{"messages":[{"content":"\\"model\\": \\"a\\""}],"model":"a"}': (
+        b'{"messages":[{"content":"\\"model\\": \\"a\\""}],"model":"B"}'
+    ),
+}
+
+
+@pytest.mark.parametrize("raw", BODIES)
+def test_only_the_name_changes_in_the_body(raw: bytes) -> None:
+    body = parse_body(raw)
+    assert body.with_model("B") == BODIES[raw]
+    assert body.with_model("a") is raw
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"tools":[{"model":"a","n":123456789012345678901234567890}],"model":"a"}',
+        b'{"model":"z","model":"a"}',
+        b'{"m\\u006fdel":"a","inner":{"model":"a"}}',
+        b'{"x":"model","model":"a"}',
+        b'{"model":"\\u0061"}',
+    ],
+)
+def test_a_body_with_more_than_one_model_keeps_every_other_value(raw: bytes) -> None:
+    document = json.loads(raw)
+    assert json.loads(parse_body(raw).with_model("B")) == document | {"model": "B"}
+
+
+def test_a_body_that_is_too_deep_to_change_is_refused() -> None:
+    raw = b'{"inner":' + b"[" * 1000 + b'{"model":1}' + b"]" * 1000 + b',"model":"a"}'
+    with pytest.raises(InvalidRequest):
+        parse_body(raw).with_model("B")
+
+
+def test_the_run_folder_is_private_short_and_gone_at_the_end(tmp_path: Path) -> None:
+    one, two = RunDir(tmp_path), RunDir(tmp_path)
+    assert one.path.stat().st_mode & 0o777 == 0o700
+    assert two.path.exists()
+    assert one.path.exists()
+    one.close()
+    two.close()
+    assert list(tmp_path.iterdir()) == []
+    with_default_parent = RunDir()
+    assert len(str(with_default_parent.path)) < 80
+    with_default_parent.close()
+
+
+def test_folders_of_dead_processes_are_removed_and_those_of_others_are_left(tmp_path: Path) -> None:
+    dead = tmp_path / "roundhouse-dead"
+    dead.mkdir()
+    (dead / "lock").touch()
+    (dead / "engine.sock").touch()
+    alive = tmp_path / "roundhouse-alive"
+    alive.mkdir()
+    bare, fresh = tmp_path / "roundhouse-bare", tmp_path / "roundhouse-fresh"
+    bare.mkdir()
+    fresh.mkdir()
+    os.utime(bare, (time.time() - 1000,) * 2)
+    (tmp_path / "roundhouse-link").symlink_to(tmp_path)
+    (tmp_path / "unrelated").mkdir()
+    with (alive / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        RunDir(tmp_path).close()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"roundhouse-alive", "roundhouse-fresh", "roundhouse-link", "unrelated"}
+
+
+def test_the_budget_knows_the_limit_of_the_container(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    assert available_ram_bytes(tmp_path, tmp_path) == 8000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    assert available_ram_bytes(tmp_path, tmp_path) == 8000 * 1024
+    (tmp_path / "memory.max").write_text("4000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
+    assert available_ram_bytes(tmp_path, tmp_path) == 1_500_000

@@ -1,0 +1,54 @@
+"""The end of the server (case 9)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.app.serving import Served, serving
+
+WAIT_S = 5.0
+EVENT = "data: {}\n\n"
+
+
+async def begin(served: Served, **fake: object) -> asyncio.Task[object]:
+    served.engines.arrived.clear()
+    task = asyncio.create_task(served.chat("other", stream=True, fake=fake))
+    await asyncio.wait_for(served.engines.arrived.wait(), WAIT_S)
+    return task  # type: ignore[return-value]
+
+
+async def test_running_answers_finish_while_new_requests_are_refused_and_ready_says_no() -> None:
+    async with serving(shutdown_timeout_s=5.0) as served:
+        running = await begin(served, stream=[EVENT], hold_after=1)
+        served.server.stop()
+        await asyncio.sleep(0)
+        ready = await served.client.get("/health/ready")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "shutting_down")
+        assert "retry-after" in ready.headers
+        assert (await served.client.get("/health/live")).status_code == 200
+        refused = await served.chat("other")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        served.engines.may_answer.set()
+        assert (await running).text == EVENT  # type: ignore[attr-defined]
+        await asyncio.wait_for(served.task, WAIT_S)
+
+
+async def test_answers_that_do_not_finish_in_time_end_with_an_error_event() -> None:
+    async with serving(shutdown_timeout_s=0.2) as served:
+        running = await begin(served, stream=[EVENT], hold_after=1)
+        served.server.stop()
+        answer = await asyncio.wait_for(running, WAIT_S)
+        assert answer.text.startswith(EVENT + "data: {")  # type: ignore[attr-defined]
+        assert "engine_error" in answer.text  # type: ignore[attr-defined]
+        await asyncio.wait_for(served.task, WAIT_S)
+
+
+async def test_a_second_signal_hurries() -> None:
+    async with serving(shutdown_timeout_s=60.0) as served:
+        running = await begin(served, stream=[EVENT], hold_after=1)
+        served.server.stop()
+        await asyncio.sleep(0)
+        served.server.stop()
+        served.server.stop()
+        await asyncio.wait_for(running, WAIT_S)
+        await asyncio.wait_for(served.task, WAIT_S)
