@@ -119,14 +119,16 @@ def _status_row(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) -> None:
-    """Columns aligned by spaces; cells are (text, rich style). A pipe gets them unstyled and never cut."""
+    """Columns aligned by spaces, empty ones left out; cells are (text, rich style). A pipe gets them unstyled."""
     from rich.table import Table
 
-    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    all_rows = list(rows)
+    shown = [index for index in range(len(heads)) if index == 0 or any(row[index][0] for row in all_rows)]
+    table = Table(*(heads[index] for index in shown), box=None, pad_edge=False, header_style="bold")
     for column in table.columns:
         column.no_wrap = True
-    for row in rows:
-        table.add_row(*(_text(text, style) for text, style in row))
+    for row in all_rows:
+        table.add_row(*(_text(*row[index]) for index in shown))
     console().print(table, crop=False, overflow="ignore", soft_wrap=not sys.stdout.isatty())
 
 

@@ -5,7 +5,7 @@
 # in again when pyproject.toml changed. Otherwise .venv is made anew: an installation that was broken off, or a list
 # that lost a package, leaves nothing behind.
 #   ROUNDHOUSE_FLAVOUR=cpu|cuda   instead of looking for an NVIDIA GPU
-#   PYTHON=…                      instead of python3.11
+#   ROUNDHOUSE_PYTHON=…           instead of python3.11
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly VENV=.venv
@@ -18,13 +18,13 @@ die() { printf 'roundhouse: %s\n' "$*" >&2; exit 1; }
 # The pins are resolved and tested for Python 3.11; later ones run where every pin has a wheel.
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3.11 python3 python3.12 python3.13}; do
+    for candidate in ${ROUNDHOUSE_PYTHON:-python3.11 python3 python3.12 python3.13}; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
     done
-    die "Python 3.11 is needed: on Debian 12, 'apt-get install python3 python3-venv'; or name one: 'make PYTHON=…'"
+    die "Python 3.11 is needed: on Debian 12, 'apt-get install python3 python3-venv'; or name one with ROUNDHOUSE_PYTHON=…"
 }
 
 # A driver that answers, or the device files that containers are given; a card without its driver counts as none.
@@ -83,7 +83,7 @@ flavour=$(find_flavour)
 requirements=requirements.txt
 [[ $flavour == cpu ]] && requirements='requirements-cpu.txt'
 # Which Python made .venv does not matter while it works: another shell's PATH may name another, equally good.
-wanted="$flavour ${PYTHON:-} $PWD $(cat "$requirements" requirements-dev.txt | sha256sum)"
+wanted="$flavour ${ROUNDHOUSE_PYTHON:-} $PWD $(cat "$requirements" requirements-dev.txt | sha256sum)"
 package="$wanted $(sha256sum < pyproject.toml)"
 
 installed=$(cat "$STAMP" 2>/dev/null || true)

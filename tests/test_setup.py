@@ -111,7 +111,7 @@ def set_up(checkout: Path, **more: str) -> subprocess.CompletedProcess[str]:
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(checkout),
-        "PYTHON": base,
+        "ROUNDHOUSE_PYTHON": base,
         "ROUNDHOUSE_FLAVOUR": "cpu",
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_INDEX_URL": "http://127.0.0.1:9/none",
@@ -148,7 +148,7 @@ def test_set_up_says_what_is_wrong_with_its_arguments(checkout: Path) -> None:
     unknown = set_up(checkout, ROUNDHOUSE_FLAVOUR="tpu")
     assert unknown.returncode == 1
     assert "use cpu or cuda" in unknown.stderr
-    missing = set_up(checkout, PYTHON="no-such-python")
+    missing = set_up(checkout, ROUNDHOUSE_PYTHON="no-such-python")
     assert missing.returncode == 1
     assert "Python 3.11 is needed" in missing.stderr
     assert not (checkout / ".venv").exists()
