@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from app.cli_client import LOAD_TIMEOUT_S, Client, CliError, ExitCode, error_of
+from app.cli_client import LOAD_TIMEOUT_S, Client, CliError, ExitCode, error_of, model_path
 from app.cli_output import printable, progress
 
 Message = dict[str, str]
@@ -61,7 +61,7 @@ class Chat:
         answer = Answer(self.model)
         # closing: a Ctrl-C in the middle ends the request now, not when the generator happens to be collected
         with closing(self._stream([*self.messages, question], answer)) as pieces:
-            first = self._wait_for_text(pieces, quiet=not show)
+            first = self._wait_for_text(pieces, quiet=not (show and sys.stderr.isatty()))
             if show:
                 self._print(first, pieces)
             else:
@@ -86,13 +86,21 @@ class Chat:
             raise CliError("The answer broke off before its end.", ExitCode.SERVER_ERROR)
 
     def _wait_for_text(self, pieces: Iterator[Piece], *, quiet: bool) -> Piece | None:
-        with progress(f"waiting for {self.model} …", quiet=quiet) as shown:
+        with progress("" if quiet else self._news(), quiet=quiet) as shown:
             for piece in pieces:
                 if piece.text:
                     return piece
                 if piece.comment:
                     shown.say(f"{piece.comment} …")
         return None
+
+    def _news(self) -> str:
+        """What there is to wait for; only to be shown, so that it does no harm when it is out of date."""
+        try:
+            state = self.client.get(model_path(self.model)).get("state")
+        except CliError:
+            state = None  # the request itself will say what is wrong
+        return f"{'waiting for' if state in (None, 'ready') else 'loading'} {self.model} …"
 
     def _print(self, first: Piece | None, rest: Iterator[Piece]) -> None:
         reasoning = False
