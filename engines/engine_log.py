@@ -20,6 +20,7 @@ _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(
     r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Failure|Iteration)|[a-z_]\w*(?:\.\w+)+): ?(.*)"
 )
+_REFUSED_ARGUMENTS = re.compile(r"^[^:]*: (error: .*)")  # argparse's last line
 # Errors that only say that another process failed, or that a wait was given up; the cause stands elsewhere.
 _SECONDARY = (
     "Engine core initialization failed",
@@ -67,7 +68,8 @@ def cause_of(text: str) -> str:
     begins = [index for index, row in enumerate(rows) if row.strip() == _TRACEBACK]
     found = [cause for index in begins if (cause := _exception(rows, index))]
     primary = [cause for cause in found if not any(echo in cause for echo in _SECONDARY)]
-    return (primary or found or [""])[-1]
+    refused = [match[1] for row in rows[-TAIL_LINES:] if (match := _REFUSED_ARGUMENTS.match(row))]
+    return (primary or found or refused or [""])[-1]
 
 
 def _exception(rows: list[str], traceback_at: int) -> str:
@@ -80,7 +82,7 @@ def _exception(rows: list[str], traceback_at: int) -> str:
             continue
         if match := _EXCEPTION.match(row):
             more = rows[index + 1 : index + 3]
-            if match[2]:  # otherwise the message begins on the next line, indented or not
+            if match[2] and not row.endswith(":"):  # otherwise the message goes on in the next line, indented or not
                 more = list(takewhile(lambda line: line[:1].isspace(), more))
             return " ".join(line.strip() for line in (row, *more))[:_MAX_CAUSE_CHARS].strip()
         if re.fullmatch(r"[A-Za-z_][\w.]*", row.strip()):

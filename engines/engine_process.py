@@ -166,10 +166,10 @@ def exit_report(exit_code: int | None, signum: int | None, error: str, log_text:
         if signum == signal.SIGKILL:
             how += " (killed by hand, or by the kernel for want of memory)"
     elif exit_code is not None:
-        how = f"ended with exit code {exit_code}"
+        how = f"ended with exit code {exit_code}" if exit_code else "ended by itself, without a request to stop"
     else:
         how = "never ran"
-    cause = "" if exit_code == 0 else engine_log.cause_of(log_text) or error
+    cause = engine_log.cause_of(log_text) or error
     if cause:
         how = f"{cause} ({how})"
     return ExitReport(how, exit_code, signum, engine_log.tail(log_text))

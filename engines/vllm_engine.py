@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from engines.base import Engine, EngineContext, EngineFactory, Verdict
@@ -75,6 +77,15 @@ class VllmFactory:
         await self._launcher.close()
 
 
+def physical_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores that this process may use, hyper-threads not counted; all CPUs where the kernel does not say."""
+    usable = os.sched_getaffinity(0)
+    try:
+        return len({(cpus / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in usable})
+    except OSError:
+        return len(usable)
+
+
 def launcher_changes(context: EngineContext) -> dict[str, str | None]:
     """vLLM's environment: no traffic but ours, caches where they are kept, and no settings of the shell's user."""
     return {
@@ -85,8 +96,10 @@ def launcher_changes(context: EngineContext) -> dict[str, str | None]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed domain must not send us to another
-        # Bound to cores, as by default, every resident model would sit on the same ones, and one core would idle.
+        # Bound to cores, as by default, every resident model would sit on the same ones. Unbound, one core is left to
+        # vLLM's scheduler all the same, as its own default does.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **({"OMP_NUM_THREADS": str(max(1, physical_cores() - 1))} if context.device == "cpu" else {}),
         "VLLM_API_KEY": None,  # the router has the keys; an engine that asked for one would refuse it
         "VLLM_SERVER_DEV_MODE": None,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": None,

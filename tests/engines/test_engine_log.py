@@ -44,6 +44,11 @@ def test_a_message_of_several_lines_is_kept_to_its_start() -> None:
     assert "unknown architecture" in cause
 
 
+def test_arguments_that_the_server_refuses_are_the_cause_when_nothing_was_raised() -> None:
+    text = "usage: vllm [-h]\nvllm demo/chat: error: unrecognized arguments: --nonsense 1\n"
+    assert engine_log.cause_of(text) == "error: unrecognized arguments: --nonsense 1"
+
+
 def test_an_exception_without_a_message_is_named() -> None:
     assert engine_log.cause_of("Traceback (most recent call last):\n  File x\nAssertionError\n") == "AssertionError"
 
