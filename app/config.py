@@ -136,6 +136,8 @@ class Settings(BaseSettings):
     """How long a client may take nothing of an answer that is ready for it."""
     connection_idle_s: PositiveSeconds = 75.0
     """How long a client's idle connection stays open."""
+    sse_comment_s: PositiveSeconds = 10.0
+    """A streaming request that waits for its model gets a comment this often, the first after this long."""
     upstream_connect_timeout_s: PositiveSeconds = 5.0
     upstream_idle_timeout_s: PositiveSeconds = 600.0
     """How long an engine may send nothing while it answers."""

@@ -116,7 +116,13 @@ def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: 
     )
     return Gate(
         access=access,
-        data_plane=DataPlane(state.manager, upstreams, **body_limits, read_timeout_s=read_timeout_s),
+        data_plane=DataPlane(
+            state.manager,
+            upstreams,
+            **body_limits,
+            read_timeout_s=read_timeout_s,
+            comment_interval_s=settings.sse_comment_s,
+        ),
         control=control,
         state=state,
         lifespan=lifecycle.lifespan,

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 
 import aiohttp
+import orjson
 
 from app.asgi import ClientGone, Exchange
 from app.errors import Header, render_event
 from app.request_body import RequestBody, parse_body
 from app.routes import Route, check_servable, check_task
 from app.upstream import BROKEN, UNREACHABLE, Upstreams
-from models.errors import EngineGone
+from app.waiting import WaitingComments
+from models.errors import EngineGone, RoundhouseError
 from models.manager import Lease, ModelManager
 from models.types import ModelSpec
 from utils.logging import logger
-from utils.openai_compat import close_open_event
+from utils.openai_compat import close_open_event, error_event
 
 RETRY_PAUSE_S = 0.2  # for the manager to hear of the end of an engine, before a fresh lease is asked for
 ATTEMPTS = 2
+EVENT_STREAM = "text/event-stream"
+ERROR_BYTES = 1 << 16  # of an engine's error that are read to be told in an event
 
 # What engines get of a request's headers: nothing that names a person or a key, nothing that steers an engine.
 REQUEST_HEADERS = (
@@ -68,12 +73,19 @@ class DataPlane:
     """Answers the routes of `app.routes` from the engines that the manager leases."""
 
     def __init__(
-        self, manager: ModelManager, upstreams: Upstreams, *, max_body_bytes: int, read_timeout_s: float
+        self,
+        manager: ModelManager,
+        upstreams: Upstreams,
+        *,
+        max_body_bytes: int,
+        read_timeout_s: float,
+        comment_interval_s: float,
     ) -> None:
         self._manager = manager
         self._upstreams = upstreams
         self._max_body_bytes = max_body_bytes
         self._read_timeout_s = read_timeout_s
+        self._comment_interval_s = comment_interval_s
 
     async def answer(self, exchange: Exchange, route: Route) -> None:
         """Raises RoundhouseError while nothing was sent, ClientGone, or AnswerCutOff."""
@@ -87,6 +99,10 @@ class DataPlane:
         watcher = asyncio.create_task(exchange.cancel_when_gone(task))
         try:
             await self._answer_from_engine(exchange, route, body, spec)
+        except RoundhouseError as error:
+            if not exchange.status:
+                raise
+            await exchange.body(render_event(error, route.protocol, exchange.request_id), False)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise
@@ -96,10 +112,13 @@ class DataPlane:
             watcher.cancel()
 
     async def _answer_from_engine(self, exchange: Exchange, route: Route, body: RequestBody, spec: ModelSpec) -> None:
+        interval_s = self._comment_interval_s if body.stream and route.streams else None
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                async with self._manager.lease(spec) as lease:
-                    await self._relay(exchange, route, body, lease)
+                with WaitingComments(exchange, interval_s, partial(self._describe, spec)) as comments:
+                    async with self._manager.lease(spec) as lease:
+                        comments.end()
+                        await self._relay(exchange, route, body, lease)
                 return
             except EngineUnreachable as error:
                 logger.warning("{}: the engine of {} gave no answer: {}", exchange.request_id, spec.id, error)
@@ -109,6 +128,15 @@ class DataPlane:
                         "request for it."
                     ) from None
             await asyncio.sleep(RETRY_PAUSE_S)
+
+    def _describe(self, spec: ModelSpec) -> str:
+        """What a client waits for, in a comment."""
+        try:
+            status = self._manager.status(self._manager.catalog.base_of(spec).id)
+        except RoundhouseError:  # it was removed meanwhile; the wait is about to end with that error
+            return f"waiting for {spec.id}"
+        expected = f", loading it took {status.load_s:.0f} s last time" if status.load_s is not None else ""
+        return f"waiting for {spec.id}: {status.state}{expected}"
 
     async def _relay(self, exchange: Exchange, route: Route, body: RequestBody, lease: Lease) -> None:
         upstream = self._upstreams.get(lease.endpoint)
@@ -130,10 +158,13 @@ class DataPlane:
                 response.close()  # of no effect once the answer was read to its end; else it tells the engine to stop
 
     async def _send_answer(self, exchange: Exchange, route: Route, response: aiohttp.ClientResponse) -> None:
+        streams = response.status == 200 and response.content_type == EVENT_STREAM
+        if exchange.status and not streams:  # comments are out: the client reads an event stream already
+            return await _tell_in_event(exchange, route, response)
         headers, left = _response_headers(response)
         content = response.content
         tail = b""
-        started = False
+        started = bool(exchange.status)
         while True:
             try:
                 chunk = await content.readany()
@@ -156,11 +187,23 @@ async def _break_off(
 ) -> None:
     """Ends an answer that the engine left unfinished, so that the client can tell."""
     logger.warning("{}: the engine of {} broke off: {!r}", exchange.request_id, exchange.model, error)
-    if response.content_type != "text/event-stream":
+    if response.content_type != EVENT_STREAM:
         raise AnswerCutOff
     gone = EngineGone(f"The engine of '{exchange.model}' ended while it answered; what came before is incomplete.")
     event = render_event(gone, route.protocol, exchange.request_id)
     await exchange.body(close_open_event(tail) + event, False)
+
+
+async def _tell_in_event(exchange: Exchange, route: Route, response: aiohttp.ClientResponse) -> None:
+    """An engine's answer that is no event stream, most likely an error, to a client that reads one."""
+    raw = await response.content.read(ERROR_BYTES)
+    try:
+        told = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        told = None
+    if not isinstance(told, dict) or "error" not in told:
+        raise EngineGone(f"The engine of '{exchange.model}' answered with status {response.status} and no stream.")
+    await exchange.body(error_event(route.protocol, told), False)
 
 
 def _request_headers(exchange: Exchange, own: Iterable[tuple[str, str]]) -> dict[str, str]:

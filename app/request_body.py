@@ -34,7 +34,7 @@ class RequestBody:
         return self._reserialised(name)
 
     def _reserialised(self, name: str) -> bytes:
-        """For more than one `model` in the document. The standard library keeps integers of any length, unlike orjson."""
+        """For more than one `model` in the document. The standard library keeps long integers, orjson does not."""
         try:
             document = json.loads(self.raw)
         except (RecursionError, ValueError) as error:

@@ -24,15 +24,16 @@ class Route:
     path: str
     tasks: frozenset[Task]
     protocol: Protocol = "openai"
+    streams: bool = False  # whether `stream: true` makes it answer in server-sent events
 
 
 ROUTES: Mapping[str, Route] = {
     route.path: route
     for route in (
-        Route("/v1/chat/completions", CHAT),
-        Route("/v1/completions", GENERATE),
-        Route("/v1/responses", CHAT),
-        Route("/v1/messages", CHAT, "anthropic"),
+        Route("/v1/chat/completions", CHAT, streams=True),
+        Route("/v1/completions", GENERATE, streams=True),
+        Route("/v1/responses", CHAT, streams=True),
+        Route("/v1/messages", CHAT, "anthropic", streams=True),
         Route("/v1/messages/count_tokens", CHAT, "anthropic"),
         Route("/v1/embeddings", EMBED),
         Route("/v1/rerank", RERANK),

@@ -1,4 +1,4 @@
-"""One log for everything: loguru to standard error, as text or JSON lines. The standard library's loggers feed it."""
+"""One log for everything: loguru to standard error, as text or JSON lines; the standard library's loggers feed it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["logger", "set_up_logging"]
 
 TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {name} {message}"
 TEXT_WITH_EXTRA = TEXT + " {extra}\n{exception}"
-QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "aiohttp.access", "watchdog", "watchfiles", "httpx", "urllib3")
+QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "aiohttp.access", "watchdog", "httpx", "urllib3")
 LEVELS = {"trace": 5, "debug": 10, "info": 20, "warning": 30, "error": 40}
 FORWARDED = ("uvicorn", "uvicorn.error", "fastapi", "")
 

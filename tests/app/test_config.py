@@ -129,7 +129,7 @@ def test_a_key_file_without_keys_is_an_error(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_a_change_of_the_file_is_applied_and_an_error_in_it_changes_nothing(config_file: Path) -> None:
-    config_file.write_text("max_wait_s: 5\n")
+    config_file.write_text("max_wait_s: 5\n")  # noqa: ASYNC240
     applied: list[tuple[Settings, Settings]] = []
     errors: list[str | None] = []
 
@@ -139,14 +139,14 @@ async def test_a_change_of_the_file_is_applied_and_an_error_in_it_changes_nothin
     reloader = ConfigReloader(load_settings({"port": 9}), apply, errors.append)
     await reloader.check()
     assert applied == []
-    config_file.write_text("max_wait_s: 50\nport: 7\n")
+    config_file.write_text("max_wait_s: 50\nport: 7\n")  # noqa: ASYNC240
     await reloader.check()
     assert [(old.max_wait_s, new.max_wait_s, new.port) for old, new in applied] == [(5, 50, 9)]
-    config_file.write_text("max_wait_s: never, ever\n")
+    config_file.write_text("max_wait_s: never, ever\n")  # noqa: ASYNC240
     await reloader.check()
     assert "line 1: max_wait_s" in str(errors[-1])
     assert len(applied) == 1
-    config_file.unlink()
+    config_file.unlink()  # noqa: ASYNC240
     await reloader.check()
     assert errors[-1] is None
     assert applied[-1][1].max_wait_s == 60

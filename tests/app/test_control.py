@@ -57,9 +57,8 @@ async def test_load_without_wait_answers_at_once(served: Served) -> None:
 async def test_loads_and_unloads_of_one_model_at_once_have_one_outcome_each(served: Served) -> None:
     bodies = [("/v1/model/load", {"model": "other"}), ("/v1/model/unload", {"model": "other"})] * 5
     async with asyncio.timeout(WAIT_S):
-        answers = await asyncio.gather(
-            *(served.post(*each) for each in bodies), *(served.chat("other") for _ in range(5))
-        )
+        chats = (served.chat("other") for _ in range(5))
+        answers = await asyncio.gather(*(served.post(*each) for each in bodies), *chats)
     assert {answer.status_code for answer in answers} <= {200, 503}
     assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
     assert (await served.chat("other")).status_code == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import AsyncIterator
 
 import anthropic
 import httpx
@@ -78,7 +79,7 @@ async def test_engines_get_neither_keys_nor_cookies_nor_queries() -> None:
 @pytest.mark.parametrize("given", ["", "x" * 129, "tab\there", "ünïcode"])
 async def test_an_unfit_request_id_is_replaced(served: Served, given: str) -> None:
     answer = await served.chat("other")
-    answer = await served.client.get("/v1/models", headers={"x-request-id": given.encode()})
+    answer = await served.client.get("/v1/models", headers=[(b"x-request-id", given.encode())])
     assert len(answer.headers["x-request-id"]) == 32
 
 
@@ -147,7 +148,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_all_read() -> None:
     async with serving(max_body_bytes=10_000) as served:
         sent = 0
 
-        async def chunks():  # type: ignore[no-untyped-def]
+        async def chunks() -> AsyncIterator[bytes]:
             nonlocal sent
             while sent < 50_000_000:
                 sent += 65_536

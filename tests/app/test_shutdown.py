@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
+
 from tests.app.serving import Served, serving
 
 WAIT_S = 5.0
 EVENT = "data: {}\n\n"
 
 
-async def begin(served: Served, **fake: object) -> asyncio.Task[object]:
+async def begin(served: Served, **fake: object) -> asyncio.Task[httpx.Response]:
     served.engines.arrived.clear()
     task = asyncio.create_task(served.chat("other", stream=True, fake=fake))
     await asyncio.wait_for(served.engines.arrived.wait(), WAIT_S)
-    return task  # type: ignore[return-value]
+    return task
 
 
 async def test_running_answers_finish_while_new_requests_are_refused_and_ready_says_no() -> None:
@@ -29,7 +31,7 @@ async def test_running_answers_finish_while_new_requests_are_refused_and_ready_s
         refused = await served.chat("other")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         served.engines.may_answer.set()
-        assert (await running).text == EVENT  # type: ignore[attr-defined]
+        assert (await running).text == EVENT
         await asyncio.wait_for(served.task, WAIT_S)
 
 
@@ -38,8 +40,8 @@ async def test_answers_that_do_not_finish_in_time_end_with_an_error_event() -> N
         running = await begin(served, stream=[EVENT], hold_after=1)
         served.server.stop()
         answer = await asyncio.wait_for(running, WAIT_S)
-        assert answer.text.startswith(EVENT + "data: {")  # type: ignore[attr-defined]
-        assert "engine_error" in answer.text  # type: ignore[attr-defined]
+        assert answer.text.startswith(EVENT + "data: {")
+        assert "engine_error" in answer.text
         await asyncio.wait_for(served.task, WAIT_S)
 
 
