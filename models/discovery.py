@@ -16,7 +16,7 @@ from pathlib import Path
 from models import facts, remote_code, weights
 from models.documents import Document, Documents, clues, missing_modules, module_folders, read_documents
 from models.evidence import Verdict, decide, engine_for
-from models.folder import Entry, Folder
+from models.folder import Folder
 from models.layouts import Found, walk
 from models.safety import Boundary, Refused, Unfinished, name_problem, os_reason, printable
 from models.types import Availability, ModelOverrides, ModelSpec, Task
@@ -39,6 +39,7 @@ class _Judged:
     signature: tuple[object, ...]
     overrides: ModelOverrides
     spec: ModelSpec
+    sizes: weights.SizeCache
 
 
 class Scanner:
@@ -48,7 +49,6 @@ class Scanner:
         self.models_dir = Path(os.path.abspath(models_dir))
         self._overrides: Mapping[str, ModelOverrides] = overrides or {}
         self._judged: dict[str, _Judged] = {}
-        self._sizes: dict[tuple[str, Entry], int] = {}
         self._lock = threading.Lock()
         self._available: dict[str, str] = {}  # paths listed as available by the last scan, with their fingerprints
         self.unsettled: frozenset[str] = frozenset()  # ids that the last scan found still being written
@@ -75,12 +75,11 @@ class Scanner:
         overrides = self._overrides
         root = str(self.models_dir)
         judged: dict[str, _Judged] = {}
-        sizes: dict[tuple[str, Entry], int] = {}
         unsettled: set[str] = set()
         now_ns = time.time_ns()
         candidates: list[ModelSpec] = []
         for found in walk(root, Boundary(root)):
-            one = self._judge(found, overrides.get(found.id, _DEFAULTS), sizes)
+            one = self._judge(found, overrides.get(found.id, _DEFAULTS))
             judged[found.folder.path] = one
             spec = one.spec
             if settle_s and self._is_being_written(found.folder, spec, now_ns, settle_s):
@@ -88,21 +87,20 @@ class Scanner:
                 reason = "files still growing: the folder changed a moment ago"
                 spec = replace(spec, availability=Availability.INCOMPLETE, reasons=(*spec.reasons, reason))
             candidates.append(spec)
-        self._judged, self._sizes, self.unsettled = judged, sizes, frozenset(unsettled)
+        self._judged, self.unsettled = judged, frozenset(unsettled)
         self._available = {str(s.path): s.fingerprint for s in candidates if s.availability is Availability.AVAILABLE}
         return _without_duplicates(candidates)
 
-    def _judge(self, found: Found, overrides: ModelOverrides, sizes: dict[tuple[str, Entry], int]) -> _Judged:
+    def _judge(self, found: Found, overrides: ModelOverrides) -> _Judged:
         folder = found.folder
         signature = (found.id, found.note, folder.signature)
         known = self._judged.get(folder.path)
         if known is not None and known.signature == signature and known.overrides == overrides:
             return known
-        for name, entry in folder.files.items():  # the headers read before stay valid while their files do
-            size = self._sizes.get((f"{folder.path}/{name}", entry))
-            if size is not None:
-                sizes[f"{folder.path}/{name}", entry] = size
-        return _Judged(signature, overrides, judge(found, overrides, sizes))
+        sizes: weights.SizeCache = {}
+        if known is not None:  # a header that was read before stays valid while its file does
+            sizes = {key: size for key, size in known.sizes.items() if folder.files.get(key[0]) == key[1]}
+        return _Judged(signature, overrides, judge(found, overrides, sizes), sizes)
 
     def _is_being_written(self, folder: Folder, spec: ModelSpec, now_ns: int, settle_s: float) -> bool:
         if spec.availability is not Availability.AVAILABLE or self._available.get(folder.path) == spec.fingerprint:

@@ -11,6 +11,7 @@ from models.safety import printable
 _MAX_INT = 1 << 31
 _MAX_TOKENIZER_LENGTH = 10_000_000  # tokenizers without a limit say 1e30
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
+_TEXT_CONFIG_SET = frozenset(_TEXT_CONFIGS)
 _POSITIONS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "model_max_length",
 )  # fmt: skip
@@ -19,6 +20,8 @@ _POSITIONS = (
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a multimodal configuration, else the whole."""
     for _ in range(2):  # Qwen-Omni nests it twice
+        if _TEXT_CONFIG_SET.isdisjoint(config):
+            break
         for key in _TEXT_CONFIGS:
             inner = config.get(key)
             if isinstance(inner, dict) and inner:

@@ -70,24 +70,21 @@ def read_bounded(path: str, shown: str, limit_bytes: int) -> bytes:
             raise Refused(f"{shown} is not a plain file")
         if info.st_size > limit_bytes:
             raise Refused(f"{shown} has {info.st_size:,} bytes; more than {limit_bytes:,} are not read")
-        return _read_all(fd, limit_bytes)
+        return _read_all(fd, info.st_size, limit_bytes)
     except OSError as error:
         raise Refused(f"{shown} cannot be read: {os_reason(error)}") from error
     finally:
         os.close(fd)
 
 
-def _read_all(fd: int, limit_bytes: int) -> bytes:
+def _read_all(fd: int, size_bytes: int, limit_bytes: int) -> bytes:
     """Reads to the end or to the limit, whichever is first: the file may grow while it is read."""
-    parts: list[bytes] = []
-    total = 0
-    while total < limit_bytes:
-        part = os.read(fd, min(limit_bytes - total, 1 << 20))
-        if not part:
-            break
-        parts.append(part)
-        total += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    data = os.read(fd, size_bytes + 1)  # a plain file gives all that it has, but for network mounts and very large ones
+    if len(data) == size_bytes:
+        return data
+    while len(data) < limit_bytes and (part := os.read(fd, limit_bytes - len(data))):
+        data += part
+    return data
 
 
 def parse_json(data: bytes, shown: str) -> Any:

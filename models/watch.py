@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable
 
@@ -25,9 +26,16 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.api import DEFAULT_EMITTER_TIMEOUT, BaseObserver, EventQueue, ObservedWatch
 from watchdog.observers.inotify import InotifyEmitter
-from watchdog.observers.inotify_c import InotifyConstants, Mask
+from watchdog.observers.inotify_c import (
+    CallbackId,
+    InotifyConstants,
+    InotifyFD,
+    Mask,
+    WatchCallback,
+    WatchDescriptor,
+)
 
 from models.discovery import Scanner
 from models.types import Availability, ModelSpec
@@ -38,6 +46,7 @@ SETTLE_S = 0.2  # a folder that changed this recently may still be missing the f
 UNFINISHED_RESCAN_S = 0.7  # while a model is half-copied: files that grow make no event that is worth hearing
 IDLE_RESCAN_S = 30.0  # while all is well: for what made no event at all
 MISSING_RESCAN_S = 0.5  # while the models folder itself is not there
+FOLDER_CHECK_S = 0.4  # whether it is still the same folder: renaming the watched folder itself makes no event
 SCAN_SHARE = 0.05  # of one core at most, for scans that no event asked for
 STOP_S = 5.0  # for the observer's threads to end; they only wait for events
 
@@ -54,8 +63,56 @@ _EVENTS: list[type[FileSystemEvent]] = [
 ]
 
 
+class _Inotify(InotifyFD):
+    """watchdog's reader of inotify events, which says when it cannot watch everything.
+
+    The original keeps silent when the kernel gives no more watches for subfolders, and warns at length of each folder
+    that it meets twice, which happens whenever folders are made in each other quickly.
+    """
+
+    exhausted = False
+
+    def add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> WatchDescriptor:
+        try:
+            with self._lock:
+                watch = self._get_or_create_watch(path, mask)
+                watch.callbacks[id_] = callback
+                return watch.wd
+        except OSError as error:
+            self.exhausted = self.exhausted or error.errno in {errno.ENOSPC, errno.EMFILE, errno.ENOMEM}
+            raise
+
+    @property
+    def sees_everything(self) -> bool:
+        return self.is_alive() and not self.exhausted
+
+
 class _QuietEmitter(InotifyEmitter):
-    """Asks the kernel for changes of permissions without asking for every write, which watchdog takes together."""
+    """Asks the kernel for changes of permissions without asking for every write, which watchdog takes together.
+
+    It reads events in a thread of its own: the one that watchdog shares between observers never ends.
+    """
+
+    def __init__(
+        self,
+        event_queue: EventQueue,
+        watch: ObservedWatch,
+        *,
+        timeout: float = DEFAULT_EMITTER_TIMEOUT,
+        event_filter: list[type[FileSystemEvent]] | None = None,
+    ) -> None:
+        self.inotify = _Inotify()
+        super().__init__(event_queue, watch, timeout=timeout, event_filter=event_filter, inotify_fd=self.inotify)
+
+    def on_thread_start(self) -> None:
+        self.inotify.start()
+        super().on_thread_start()
+
+    def on_thread_stop(self) -> None:
+        super().on_thread_stop()
+        self.inotify.stop()
+        if self.inotify.is_alive():
+            self.inotify.join(STOP_S)
 
     def get_event_mask_from_filter(self) -> Mask:
         return Mask(super().get_event_mask_from_filter() | InotifyConstants.IN_ATTRIB)
@@ -133,13 +190,23 @@ class FolderWatcher:
 
     async def _run(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._next_scan_s()):
-                    await self._changed.wait()
-                    await self._until_quiet()
+            await self._until_due()
             self._changed.clear()
             await self._observe()
             await self.rescan()
+
+    async def _until_due(self) -> None:
+        """Returns after events, when the next scan is due without any, or when the models folder is another one."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + self._next_scan_s()
+        while (left_s := due_s - loop.time()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, FOLDER_CHECK_S)):
+                    await self._changed.wait()
+                await self._until_quiet()
+                return
+            if self._observer is not None and await self._root_inode() != self._watched_inode:
+                return
 
     async def _until_quiet(self) -> None:
         """Returns QUIET_S after the last event, or BUSY_S after the first."""
@@ -155,7 +222,7 @@ class FolderWatcher:
             return SETTLE_S
         if self._poll_s is not None:
             return max(self._poll_s, self._scanner.duration_s)
-        if self._observer is None:
+        if self._observer is None or not _sees_everything(self._observer):
             return max(MISSING_RESCAN_S, at_least_s)
         return max(UNFINISHED_RESCAN_S if _may_change_unseen(self._specs) else IDLE_RESCAN_S, at_least_s)
 
@@ -173,7 +240,7 @@ class FolderWatcher:
         """Watches the models folder if it is there and not watched yet, or has been replaced by another of its name."""
         if not self._may_observe:
             return
-        inode = _inode(str(self._scanner.models_dir))
+        inode = await self._root_inode()
         if inode == self._watched_inode:
             return
         await self._stop_observing()
@@ -184,6 +251,8 @@ class FolderWatcher:
         try:
             self._observer = await asyncio.shield(starting)
             self._watched_inode = inode
+            if not _sees_everything(self._observer):
+                self._warn("the kernel gives no more watches")
         except asyncio.CancelledError:
             await asyncio.wait({starting})  # a thread cannot be cancelled, and what it started must be stopped
             if starting.exception() is None:
@@ -191,12 +260,18 @@ class FolderWatcher:
                 await self._stop_observing()
             raise
         except OSError as error:
-            if _inode(str(self._scanner.models_dir)) is not None:
+            if await self._root_inode() is not None:
                 self._may_observe = False
-                logger.warning(
-                    "cannot watch {} ({}); looking every {} s instead. fs.inotify.max_user_watches may be too low",
-                    self._scanner.models_dir, error.strerror or error, MISSING_RESCAN_S,
-                )  # fmt: skip
+                self._warn(error.strerror or str(error))
+
+    def _warn(self, why: str) -> None:
+        logger.warning(
+            "cannot watch all of {} ({}); looking every {} s or so instead. Raise fs.inotify.max_user_watches",
+            self._scanner.models_dir, why, MISSING_RESCAN_S,
+        )  # fmt: skip
+
+    async def _root_inode(self) -> tuple[int, int] | None:
+        return await asyncio.to_thread(_inode, str(self._scanner.models_dir))  # a dead network mount would block
 
     async def _stop_observing(self) -> None:
         observer, self._observer, self._watched_inode = self._observer, None, None
@@ -211,6 +286,10 @@ def _start_observer(path: str, handler: FileSystemEventHandler) -> BaseObserver:
     observer.schedule(handler, os.path.realpath(path), recursive=True, event_filter=_EVENTS)
     observer.start()
     return observer
+
+
+def _sees_everything(observer: BaseObserver) -> bool:
+    return all(isinstance(emitter, _QuietEmitter) and emitter.inotify.sees_everything for emitter in observer.emitters)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -20,7 +20,7 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLES_OF_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "trainer_state")
 _OTHER_FRAMEWORKS = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".mlmodel", ".npz")
 
-SizeCache = MutableMapping[tuple[str, Entry], int]
+SizeCache = MutableMapping[tuple[str, Entry], int]  # by name in the folder: what the header says
 
 
 @dataclass(slots=True)
@@ -110,9 +110,9 @@ def _check_headers(folder: Folder, prefix: str, chosen: list[str], sizes: SizeCa
         shown = printable(prefix + name)
         path = f"{folder.path}/{prefix}{name}"
         try:
-            expected = sizes.get((path, entry))
+            expected = sizes.get((prefix + name, entry))
             if expected is None:
-                expected = sizes[path, entry] = expected_bytes(path, shown, entry.size_bytes)
+                expected = sizes[prefix + name, entry] = expected_bytes(path, shown, entry.size_bytes)
         except Unfinished as error:
             weights.gaps.append(str(error))
         except Refused as error:

@@ -33,7 +33,9 @@ def safetensors(total_bytes: int) -> bytes:
     """The header of a valid safetensors file that is `total_bytes` long in all (at least 128)."""
     length = 96
     end = max(total_bytes, 8 + length) - 8 - length
-    header = json.dumps({"w": {"dtype": "U8", "shape": [end], "data_offsets": [0, end]}}, separators=(",", ":")).encode()
+    header = json.dumps(
+        {"w": {"dtype": "U8", "shape": [end], "data_offsets": [0, end]}}, separators=(",", ":")
+    ).encode()
     return length.to_bytes(8, "little") + header.ljust(length)
 
 

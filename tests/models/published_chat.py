@@ -238,7 +238,8 @@ ROWS = [
             "config.json": '{"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", '
                            '"time_step_limit": [0.0, Infinity]}'}, Task.CHAT),
     Row("HuggingFaceTB/SmolLM2-135M-Instruct", chat("LlamaForCausalLM", "llama"), Task.CHAT),
-    Row("openai-community/gpt2", {**chat("GPT2LMHeadModel", "gpt2", n_positions=1024, n_embd=768, n_layer=12, n_head=12),
+    Row("openai-community/gpt2", {
+            **chat("GPT2LMHeadModel", "gpt2", n_positions=1024, n_embd=768, n_layer=12, n_head=12),
             "tokenizer_config.json": {"model_max_length": 1024}, "pytorch_model.bin": 500, "tf_model.h5": 500},
         Task.COMPLETION, facts={"max_model_len": 1024, "head_dim": 64, "num_kv_heads": 12, "weights_bytes": 2 * GB}),
     Row("bigscience/bloom-pickle", {"config.json": {"architectures": ["BloomForCausalLM"], "model_type": "bloom"},

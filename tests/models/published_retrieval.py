@@ -55,7 +55,8 @@ EMBEDDERS = [
             "modules.json": POOLED, "1_Pooling/config.json": {"pooling_mode_lasttoken": True},
             "config_sentence_transformers.json": {"prompts": {"query": "Instruct: "}}}, Task.EMBED,
         reason="modules.json", facts={"max_model_len": 32768}),
-    Row("Qwen/Qwen3-Embedding-4B-bare", chat("Qwen3ForCausalLM", "qwen3"), Task.EMBED, reason="name: an embedding model"),
+    Row("Qwen/Qwen3-Embedding-4B-bare", chat("Qwen3ForCausalLM", "qwen3"), Task.EMBED,
+        reason="name: an embedding model"),
     Row("BAAI/bge-m3", {"config.json": {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"},
             "pytorch_model.bin": 2 * GB, "colbert_linear.pt": 1000, "sparse_linear.pt": 1000, **TOKENIZER,
             "modules.json": POOLED, "1_Pooling/config.json": {}}, Task.EMBED, UNUSABLE, reason="only pickle weights"),
@@ -76,7 +77,8 @@ EMBEDDERS = [
     Row("Alibaba-NLP/gte-modernbert-base", embedder("ModernBertModel", "modernbert", max_position_embeddings=8192),
         Task.EMBED),
     Row("Alibaba-NLP/gte-multilingual-base", embedder("NewModel", "new", auto_map={
-            "AutoConfig": NEW + "configuration.NewConfig", "AutoModel": NEW + "modeling.NewModel"}), Task.EMBED, UNUSABLE,
+            "AutoConfig": NEW + "configuration.NewConfig", "AutoModel": NEW + "modeling.NewModel"}), Task.EMBED,
+        UNUSABLE,
         reason="model_type new is not built into transformers"),
     Row("Alibaba-NLP/gte-Qwen2-1.5B-instruct", {**embedder("Qwen2ForCausalLM", "qwen2", auto_map={
             "AutoModel": "modeling_qwen.Qwen2Model", "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"}),
@@ -148,7 +150,8 @@ RERANKERS = [
     Row("cross-encoder/ms-marco-MiniLM-L6-v2", encoder("BertForSequenceClassification", "bert", **labels(1),
             sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"}), Task.RERANK),
     Row("cross-encoder-testing/seq-cls-with-modules", {**encoder("BertForSequenceClassification", "bert", **labels(1)),
-            "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.models.Transformer"}],
+            "modules.json": [
+                {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.models.Transformer"}],
             "config_sentence_transformers.json": {"model_type": "CrossEncoder"}}, Task.RERANK,
         reason="with one label → rerank"),
     Row("jinaai/jina-reranker-v2-base-multilingual", encoder("XLMRobertaForSequenceClassification", "xlm-roberta",
@@ -156,8 +159,8 @@ RERANKERS = [
                 "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
                 "AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification"}),
         Task.RERANK, UNUSABLE, reason="XLMRobertaFlashConfig"),
-    Row("jinaai/jina-reranker-v3", encoder("JinaForRanking", "qwen3", auto_map={"AutoModel": "modeling.JinaForRanking"}),
-        Task.RERANK, UNUSABLE, reason="JinaForRanking"),
+    Row("jinaai/jina-reranker-v3", encoder("JinaForRanking", "qwen3",
+            auto_map={"AutoModel": "modeling.JinaForRanking"}), Task.RERANK, UNUSABLE, reason="JinaForRanking"),
     Row("jinaai/jina-reranker-v1-tiny-en", encoder("BertForSequenceClassification", "bert", num_labels=1, auto_map={
             "AutoConfig": "jinaai/jina-bert-implementation--configuration_bert.JinaBertConfig"}), Task.RERANK, UNUSABLE,
         reason="JinaBertConfig"),
@@ -167,7 +170,8 @@ RERANKERS = [
     Row("Alibaba-NLP/gte-reranker-modernbert-base", encoder("ModernBertForSequenceClassification", "modernbert",
             **labels(1)), Task.RERANK),
     Row("Alibaba-NLP/gte-multilingual-reranker-base", encoder("NewForSequenceClassification", "new", **labels(1),
-            auto_map={"AutoConfig": NEW + "configuration.NewConfig"}), Task.RERANK, UNUSABLE, reason="trust_remote_code: true"),
+            auto_map={"AutoConfig": NEW + "configuration.NewConfig"}), Task.RERANK, UNUSABLE,
+        reason="trust_remote_code: true"),
 ]  # fmt: skip
 
 OTHERS = [
@@ -222,13 +226,15 @@ BROKEN = [
         Task.CHAT, INCOMPLETE, reason="no tokenizer yet"),
     Row("broken/half-tokenizer", {**chat("LlamaForCausalLM", "llama"), "tokenizer.json": '{"model": {"vocab": {"a'},
         Task.CHAT, INCOMPLETE, reason="tokenizer.json breaks off"),
-    Row("broken/missing-shards", {k: v for k, v in chat("LlamaForCausalLM", "llama").items() if k != "model.safetensors"}
+    Row("broken/missing-shards", {
+            k: v for k, v in chat("LlamaForCausalLM", "llama").items() if k != "model.safetensors"}
             | sharded(4, 4 * GB, missing=(2, 3)), Task.CHAT, INCOMPLETE,
         reason="2 of 4 shards are missing: model-00002-of-00004.safetensors, model-00003-of-00004.safetensors"),
     Row("broken/shards-before-index", {"config.json": {"architectures": ["LlamaForCausalLM"]}, **TOKENIZER,
             "tokenizer_config.json": CHATML, "model-00001-of-00002.safetensors": 500}, Task.CHAT, INCOMPLETE,
         reason="1 of 2 shards are missing: model-00002-of-00002.safetensors"),
-    Row("broken/zero-byte-weights", {**chat("LlamaForCausalLM", "llama"), "model.safetensors": b""}, Task.CHAT, INCOMPLETE,
+    Row("broken/zero-byte-weights", {**chat("LlamaForCausalLM", "llama"), "model.safetensors": b""}, Task.CHAT,
+        INCOMPLETE,
         reason="model.safetensors is empty"),
     Row("broken/reserved-weights", {**chat("LlamaForCausalLM", "llama"), "model.safetensors": bytes(4096)}, Task.CHAT,
         INCOMPLETE, reason="begins with zeros"),

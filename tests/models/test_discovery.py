@@ -62,7 +62,9 @@ def test_the_configuration_overrules_all_evidence(tmp_path: Path) -> None:
 
 
 def test_an_engine_named_in_the_configuration_lifts_the_refusal_that_no_engine_serves_it(tmp_path: Path) -> None:
-    build(tmp_path, Row("a/classifier", published_retrieval.encoder("BertForSequenceClassification", "bert"), Task.CHAT))
+    build(
+        tmp_path, Row("a/classifier", published_retrieval.encoder("BertForSequenceClassification", "bert"), Task.CHAT)
+    )
     [spec] = scan(tmp_path, {"a/classifier": ModelOverrides(engine="triton")})
     assert (spec.task, spec.engine, spec.availability) == (Task.CLASSIFY, "triton", Availability.AVAILABLE)
     assert "configuration: engine triton" in spec.reasons
