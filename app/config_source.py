@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 ENV_PREFIX = "ROUNDHOUSE_"
 MAX_FILE_BYTES = 1 << 20  # a configuration larger than this is a mistake (a weights file, say), not a configuration
-NEAR = 0.75  # an unknown environment variable this close to a setting's name is taken for a typing error
+NEAR = 0.85  # an unknown environment variable this close to a setting's name is taken for a typing error
 
 Location = tuple[str | int, ...]
 
@@ -105,10 +105,9 @@ def _shown(loc: Location, value: object) -> str:
     return "" if secret or not isinstance(value, str | int | float | bool) else f" (it is {value!r})"
 
 
-def check_environment(known: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Raises ConfigError for a variable that looks like a mistyped setting; returns those that are merely unknown."""
+def check_environment(known: Iterable[str], environ: Mapping[str, str] = os.environ) -> None:
+    """Raises ConfigError for a variable that looks like a mistyped setting; others may be somebody else's."""
     names = {field_name.lower() for field_name in known}
-    unknown: list[str] = []
     for variable in environ:
         name = variable.removeprefix(ENV_PREFIX).lower()
         if not variable.startswith(ENV_PREFIX) or name in names:
@@ -117,5 +116,3 @@ def check_environment(known: Iterable[str], environ: Mapping[str, str] = os.envi
             raise ConfigError(
                 f"Environment variable {variable} is no setting; did you mean {ENV_PREFIX}{near.upper()}?"
             )
-        unknown.append(variable)
-    return unknown

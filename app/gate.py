@@ -25,6 +25,7 @@ from utils.logging import logger
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
+LOGGED_PATH_BYTES = 200
 OTHER_ROUTE = "other"  # the metrics' name for a path that is no route
 
 
@@ -145,7 +146,9 @@ class Gate:
                 "{} {} {} {} {:.1f} ms {}",
                 exchange.request_id,
                 exchange.method,
-                exchange.path[:200],
+                exchange.scope["raw_path"][:LOGGED_PATH_BYTES].decode(
+                    "ascii", "replace"
+                ),  # decoded, it may hold newlines
                 exchange.status,
                 seconds * 1000,
                 exchange.model or "-",

@@ -174,6 +174,14 @@ async def test_keys_are_never_logged_nor_sent_upstream() -> None:
     assert "typed-wrong" not in output
 
 
+async def test_a_path_cannot_forge_a_line_of_the_log(served: Served) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level=0, format="{message}")
+    await raw_request(served.port, "/x%0a2026-01-01%20forged")
+    logger.remove(sink)
+    assert len("".join(lines).splitlines()) == 1
+
+
 # The bind rule (case 17)
 
 

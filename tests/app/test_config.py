@@ -97,6 +97,7 @@ def test_wrong_values_are_errors_that_name_key_and_line(config_file: Path, text:
 
 def test_a_mistyped_variable_is_an_error_and_an_unrelated_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROUNDHOUSE_URL", "http://127.0.0.1:8000")
+    monkeypatch.setenv("ROUNDHOUSE_DEMO_MODELS_DIR", "/somewhere")
     load_settings()
     monkeypatch.setenv("ROUNDHOUSE_API_KEYZ", "12345678")
     with pytest.raises(ConfigError, match="did you mean ROUNDHOUSE_API_KEY"):
