@@ -75,7 +75,7 @@ def _collect_lines(node: yaml.Node | None, loc: Location, lines: dict[Location, 
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 

@@ -7,11 +7,12 @@ yet are refused until the first scan is done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from app.config import Settings
+from app.config_source import nearest
 from app.lazy import LazyApp
 from app.reload import ConfigReloader
 from app.state import AppState
@@ -55,7 +56,7 @@ class Lifecycle:
         self._settings = state.settings
         self._reloader = ConfigReloader(state.settings, self._apply, self._on_config_error)
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing: asyncio.Task[None] | None = None
+        self._missing: Set[str] = frozenset()  # configured, but no such folder
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -70,7 +71,6 @@ class Lifecycle:
     async def drain(self) -> None:
         """Refuses new requests, lets running ones finish up to shutdown_timeout_s, ends all engines."""
         self._state.phase = "stopping"
-        self._closing = asyncio.current_task()
         logger.info("Shutting down: running answers have {:g} s to finish.", self._settings.shutdown_timeout_s)
         await self._stop_tasks()
         await self._state.manager.close(self._settings.shutdown_timeout_s)
@@ -101,6 +101,13 @@ class Lifecycle:
     def _on_models(self, specs: Sequence[ModelSpec]) -> None:
         self._state.manager.catalog.replace(specs)
         logger.info("{} models in {}", len(specs), self._settings.models_dir)
+        missing = self._settings.models.keys() - {spec.id for spec in specs}
+        if missing != self._missing:
+            self._missing = missing
+            for name in sorted(missing):
+                near = nearest(name, [spec.id for spec in specs])
+                hint = f"; nearest: {near}" if near else ""
+                logger.warning("The configuration of model {} has no effect: no folder has this id{}", name, hint)
 
     async def _apply(self, old: Settings, new: Settings) -> None:
         self._settings = new

@@ -76,6 +76,8 @@ def build(
     engines = engines or create_factories(_context_for(settings, run_dir, device.kind))
     for name, why in engines.errors.items():
         logger.error("Engine {} cannot be used: {}", name, why)
+    for name in settings.engines.keys() - engines.factories.keys() - engines.errors.keys():
+        logger.warning("The configuration of engine {} has no effect: no such engine is installed", name)
     manager = ModelManager(
         catalog=Catalog(),
         factories=engines.factories,

@@ -12,6 +12,7 @@ from app.config import ConfigError, Settings, load_settings
 from app.reload import ConfigReloader
 from models.types import Task
 from tests.app.serving import serving
+from utils.logging import logger
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +162,14 @@ async def test_policy_and_overrides_change_while_serving() -> None:
         await served.roundhouse.lifecycle._apply(old, new)
         assert served.roundhouse.state.manager.status("other").pinned
         assert served.roundhouse.state.manager.scheduler.policy.max_wait_s == 7
+
+
+async def test_configuration_without_a_model_or_an_engine_is_told_in_the_log() -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level=0, format="{message}")
+    async with serving(models={"othr": {"pinned": True}}, engines={"vlm": {"args": {}}}):
+        pass
+    logger.remove(sink)
+    log = "".join(lines)
+    assert "model othr has no effect: no folder has this id; nearest: other" in log
+    assert "engine vlm has no effect" in log
