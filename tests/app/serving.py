@@ -89,11 +89,11 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(models: Iterable[ModelSpec] = MODELS, **settings: Any) -> AsyncIterator[Served]:
+async def serving(specs: Iterable[ModelSpec] = MODELS, **settings: Any) -> AsyncIterator[Served]:
     with tempfile.TemporaryDirectory(prefix="rh-") as folder:
         given = {"models_dir": Path(folder) / "models", "state_dir": Path(folder) / "state", "port": 0}
         options = Settings(**{**given, "memory_budget_bytes": 1 << 40, "shutdown_timeout_s": 2.0, **settings})
-        factory, scanner = FakeFactory(context_in(Path(folder))), ListScanner(models)
+        factory, scanner = FakeFactory(context_in(Path(folder))), ListScanner(specs)
         roundhouse = build(
             options,
             Path(folder),
