@@ -1,7 +1,8 @@
 """vLLM in a launcher: what to import before the fork, and vLLM's own OpenAI server after it, unmodified.
 
-The two things that are changed in vLLM stand in functions of their own: `keep_forking_on_cpu` and
-`announce_when_accepting`. Both touch this process only.
+What is changed in vLLM stands in functions of their own: `keep_forking_on_cpu`, which changes what it does;
+`announce_when_accepting`, `import_architectures` and `register_cpu_kernels_once`, which change when. All touch only
+this process and those forked from it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,47 @@ _PRELOADED = (
     "vllm.v1.engine.core",
     "vllm.v1.executor.multiproc_executor",
 )
-_PRELOADED_ON_CPU = ("vllm.v1.worker.cpu_worker",)
+# Worth tens of milliseconds each, and left to vLLM where a release no longer has them.
+_PRELOADED_IF_THERE = (
+    "anyio._backends._asyncio",
+    "model_hosting_container_standards.common.custom_code_ref_resolver",
+    "model_hosting_container_standards.sagemaker",
+    "setproctitle",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.cohere.api_router",
+    "vllm.entrypoints.generate.generative_scoring.api_router",
+    "vllm.entrypoints.generate.structured_decisions.api_router",
+    "vllm.entrypoints.openai.chat_completion.api_router",
+    "vllm.entrypoints.openai.completion.api_router",
+    "vllm.entrypoints.openai.responses.api_router",
+    "vllm.entrypoints.scale_out.derender.api_router",
+    "vllm.entrypoints.scale_out.render.api_router",
+    "vllm.entrypoints.scale_out.token_in_token_out.api_router",
+    "vllm.entrypoints.serve.elastic_ep.api_router",
+    "vllm.entrypoints.serve.instrumentator.metrics",
+    "vllm.entrypoints.serve.instrumentator.offline_docs",
+    "vllm.entrypoints.serve.profile.api_router",
+    "vllm.entrypoints.serve.tokenize.api_router",
+    "vllm.model_executor.layers.quantization.online.base",
+    "vllm.model_executor.models.gemma3",
+    "vllm.model_executor.models.gpt_oss",
+    "vllm.model_executor.models.llama",
+    "vllm.model_executor.models.mistral",
+    "vllm.model_executor.models.phi3",
+    "vllm.model_executor.models.qwen2",
+    "vllm.model_executor.models.qwen3",
+    "vllm.model_executor.models.qwen3_moe",
+    "vllm.renderers.hf",
+    "vllm.tool_parsers.hermes_tool_parser",
+    "vllm.tool_parsers.llama_tool_parser",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.pool.flash_maxsim",
+)
+_PRELOADED_ON_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.attention.backends.cpu_attn")
 _PRELOADED_ON_CUDA = ("vllm.v1.worker.gpu_worker",)
 
 
@@ -39,13 +80,19 @@ def preload() -> None:
     device = _PRELOADED_ON_CPU if current_platform.is_cpu() else _PRELOADED_ON_CUDA
     for name in (*_PRELOADED, *device):
         importlib.import_module(name)
+    for name in _PRELOADED_IF_THERE:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    # Each of vLLM's processes does this once, and not again where it was done before the fork.
+    importlib.import_module("vllm.plugins").load_general_plugins()
+    register_cpu_kernels_once()
 
 
 def cuda_initialized() -> bool:
     """By torch's own account, or by a device file that only a CUDA context (not NVML) opens."""
     import torch
 
-    initialized = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # no annotation in torch
+    initialized = bool(torch.cuda.is_initialized())
     return initialized or "/dev/nvidia-uvm" in _open_files()
 
 
@@ -68,7 +115,7 @@ def run_engine(request: EngineRequest) -> None:
     keep_forking_on_cpu()
     announce_when_accepting(request.ready)
     import_architectures(Path(request.model_path))
-    parser = make_arg_parser(FlexibleArgumentParser(prog=request.name))  # type: ignore[no-untyped-call]  # vLLM
+    parser = make_arg_parser(FlexibleArgumentParser(prog=request.name))
     args = parser.parse_args([*map(str, request.args), "--uds", request.uds])
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
@@ -94,6 +141,21 @@ def keep_forking_on_cpu() -> None:
         os.environ[START_METHOD_VARIABLE] = "fork"
 
     platform.check_and_update_config = staticmethod(check_and_update_config)
+
+
+def register_cpu_kernels_once() -> None:
+    """Does before the fork what each worker on a CPU without Triton does at its start, for half of its start's time.
+
+    vLLM looks through the names of all modules for Triton's kernels, to put its own in their place. They stay in
+    place, so that there is nothing left to do for those that are forked after it.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() or not hasattr(current_platform, "register_triton_kernel_overrides"):
+        return
+    current_platform.register_triton_kernel_overrides()
+    platform: Any = type(current_platform)
+    platform.register_triton_kernel_overrides = staticmethod(lambda: None)
 
 
 def import_architectures(model_path: Path) -> None:
