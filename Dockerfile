@@ -13,7 +13,8 @@ RUN apt-get update \
         ca-certificates curl g++ gcc libnuma1 python3 python3-dev python3-venv tini \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --uid 10001 --user-group --home-dir /var/lib/roundhouse --create-home --shell /usr/sbin/nologin roundhouse \
+RUN useradd --uid 10001 --user-group --home-dir /var/lib/roundhouse --shell /usr/sbin/nologin roundhouse \
+    && install --directory --owner=roundhouse --group=roundhouse --mode=0700 /var/lib/roundhouse \
     && mkdir /models \
     && python3 -m venv /opt/roundhouse
 ENV PATH=/opt/roundhouse/bin:$PATH
