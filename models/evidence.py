@@ -111,13 +111,15 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
     if "CLIPModel" in kinds:
         return _unsupported("modules.json: CLIP, text with images", "no engine serves image embeddings yet")
     if clues.sentence_kind == "CrossEncoder" or "LogitScore" in kinds:
-        return _cross_encoder(clues)
+        return _cross_encoder(clues, kinds)
     if kinds <= {"Transformer"} and any(name.endswith("ForSequenceClassification") for name in clues.architectures):
         return None  # sentence-transformers writes modules.json for cross-encoders too; the labels decide
     return Verdict(Task.EMBED, ["modules.json: a sentence-transformers embedding model"])
 
 
-def _cross_encoder(clues: Clues) -> Verdict | None:
+def _cross_encoder(clues: Clues, kinds: set[str]) -> Verdict | None:
+    if "LogitScore" in kinds:
+        return Verdict(Task.RERANK, ["modules.json: a cross-encoder that scores by a text generator's next token"])
     if any(name.endswith("ForSequenceClassification") for name in clues.architectures):
         return None
     return _causal_reranker("modules.json: a cross-encoder")
@@ -194,7 +196,10 @@ def _generative(clues: Clues, reason: str) -> Verdict:
 
 
 def _causal_reranker(reason: str) -> Verdict:
-    unserved = "no engine serves rerankers made of a text generator yet; use the sequence-classification version of it"
+    unserved = (
+        "a reranker made of a text generator needs a modules.json that says how it scores, or no engine serves it yet; "
+        "use its sequence-classification version, or a revision for sentence-transformers 5.4 or later"
+    )
     return Verdict(Task.RERANK, [reason], unserved)
 
 

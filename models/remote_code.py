@@ -32,7 +32,7 @@ def custom_config(config: Mapping[str, Any], engine: str) -> str | None:
         return f"config.json: auto_map, and model_type {printable(str(model_type))} is not built into transformers"
     for auto_class, reference in auto_map.items():
         if auto_class == "AutoTokenizer":
-            continue  # transformers 5 looks for tokenizers in tokenizer_config.json only; Phi-4-mini has a stray one here
+            continue  # transformers 5 heeds it in tokenizer_config.json only; Phi-4-mini has a stray one
         name = class_name(reference)
         if not _is_built_in(name, native):
             return (

@@ -21,9 +21,9 @@ from __future__ import annotations
 def render() -> str:
     """The module's text: the mapping as `model_type:ConfigClass` words, which keeps 700 entries to a page."""
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]  # no __all__
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
-    from vllm.version import __version__ as vllm_version
+    from vllm.version import __version__ as vllm_version  # type: ignore[attr-defined]  # generated
 
     natives = [f"{model_type}:{name}" for model_type, name in sorted(CONFIG_MAPPING_NAMES.items())]
     return (

@@ -36,7 +36,7 @@ def chat(architecture: str, model_type: str, size: int = 2 * GB, **config: Any) 
     }
 
 
-QWEN3 = {
+QWEN3: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 28,
     "num_attention_heads": 16,
@@ -45,7 +45,7 @@ QWEN3 = {
     "max_position_embeddings": 40960,
     "tie_word_embeddings": True,
 }
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
@@ -53,7 +53,7 @@ LLAMA = {
     "max_position_embeddings": 131072,
     "rope_scaling": {"factor": 8.0, "rope_type": "llama3", "original_max_position_embeddings": 8192},
 }
-DEEPSEEK_V3 = {
+DEEPSEEK_V3: dict[str, Any] = {
     "hidden_size": 7168,
     "num_hidden_layers": 61,
     "num_attention_heads": 128,
