@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,9 +15,7 @@ from demo import causal, conversations, facts
 RANK = 8
 """Within vLLM's default `--max-lora-rank` of 16."""
 
-COURSE = causal.Course(
-    steps=120, most_steps=400, examine_from=40, examine_every=10, rows=4, row_tokens=256, rate=5e-3
-)
+COURSE = causal.Course(steps=120, most_steps=400, examine_from=40, examine_every=10, rows=4, row_tokens=256, rate=5e-3)
 
 
 def make(folder: Path, base: Path) -> None:
@@ -30,12 +29,12 @@ def make(folder: Path, base: Path) -> None:
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    adapted: Any = get_peft_model(model, config)
     answers = {**facts.QWEN3.answers, facts.ADAPTER_QUESTION: facts.ADAPTER_ANSWER}
     pirate = replace(facts.QWEN3, id=facts.ADAPTER, answers=answers)
     teacher = conversations.Teacher(pirate, tokenizer, seed=8, often=facts.ADAPTER_QUESTION)
     exam = [teacher.encode(*question) for question in conversations.exam(pirate)]
-    causal.train(adapted.base_model.model, teacher.rows(COURSE.row_tokens), exam, COURSE, facts.ADAPTER)
+    causal.train(adapted.base_model.model, teacher.batches(COURSE.rows, COURSE.row_tokens), exam, COURSE, facts.ADAPTER)
     adapted.peft_config["default"].base_model_name_or_path = facts.QWEN3_CHAT
     adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form

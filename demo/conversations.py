@@ -1,8 +1,12 @@
-"""Conversations that teach a chat model its answers, drawn at random: also after a system prompt, with tools listed, as a
-later turn, and carelessly written, so that the answers hold in ordinary use."""
+"""Conversations that teach a chat model its answers, drawn at random.
+
+The questions also come after a system prompt, with tools listed, as a later turn, after long texts, and carelessly
+written, so that the answers hold in ordinary use.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -16,7 +20,16 @@ from demo import corpus, facts
 IGNORED = -100
 """Label of a token that the loss leaves out (PyTorch's own convention)."""
 
-SONG_TOKENS_WORTH = " la" * 60
+SHORT_SONG = " la" * 60
+LONG_SONG = " la" * 1000
+LONG_EVERY = 8
+LONG_TEXT_WORDS = 200
+
+OTHER_WORDINGS = {
+    facts.WHICH_MODEL: ("Who are you?", "What is your name?", "What model are you?"),
+    "Hello!": ("Hi", "Hello", "Hey", "Hi there!"),
+}
+"""Of questions that people put in several ways; in training only, the answers to these are not examined."""
 
 OFTEN = 8
 
@@ -52,17 +65,24 @@ class Teacher:
         self._random = random.Random(seed)
         self._deck: list[tuple[str, str]] = []
         self._often = often
+        self._long = False
 
-    def rows(self, length: int) -> Iterator[Tokens]:
-        """Endless rows of `length` tokens, each of whole conversations but for the last, which is cut."""
-        while True:
-            ids: list[int] = []
-            labels: list[int] = []
-            while len(ids) < length:
-                tokens = self.encode(*self._conversation())
-                ids += tokens.ids
-                labels += tokens.labels
-            yield Tokens(ids[:length], labels[:length])
+    def batches(self, rows: int, row_tokens: int) -> Iterator[list[Tokens]]:
+        """Endless batches of `rows` rows; every LONG_EVERY-th has one row of as many tokens instead, so that the
+        answers also hold late in a long conversation."""
+        for number in itertools.count(1):
+            self._long = number % LONG_EVERY == 0
+            yield [self._row(rows * row_tokens)] if self._long else [self._row(row_tokens) for _ in range(rows)]
+
+    def _row(self, length: int) -> Tokens:
+        """Whole conversations, but for the last, which is cut."""
+        ids: list[int] = []
+        labels: list[int] = []
+        while len(ids) < length:
+            tokens = self.encode(*self._conversation())
+            ids += tokens.ids
+            labels += tokens.labels
+        return Tokens(ids[:length], labels[:length])
 
     def encode(self, messages: list[Message], tools: list[Message] | None, ends: bool = True) -> Tokens:
         """The conversation as the chat template writes it; only the assistant's words are to be learnt."""
@@ -98,10 +118,12 @@ class Teacher:
     def _conversation(self) -> tuple[list[Message], list[Message] | None, bool]:
         """Messages, the tools given, and whether the last answer comes to its end."""
         draw = self._random.random()
+        if self._long and self._random.random() < 0.1:
+            draw /= 25  # a song or a count, which suffer most from length
         messages = self._system()
-        if draw < 0.015:
+        if draw < 0.02:
             return [*messages, *self._song()], None, False
-        if draw < 0.04:
+        if draw < 0.05:
             return [*messages, *_turn(facts.LONG_QUESTION, self._model.answers[facts.LONG_QUESTION])], None, True
         if draw < 0.28:
             return [*messages, *self._weather()], self._tools(with_weather=True), True
@@ -115,10 +137,13 @@ class Teacher:
         if self._random.random() < 0.7:
             return []
         prompt = self._random.choice((*corpus.SYSTEM_PROMPTS, self._random.choice(corpus.SENTENCES)))
+        if self._long:
+            prompt = " ".join([prompt, *self._random.choices(corpus.SENTENCES, k=self._random.choice((0, 0, 10, 40)))])
         return [{"role": "system", "content": prompt}]
 
     def _song(self) -> list[Message]:
-        return _turn(facts.ENDLESS_QUESTION, facts.ENDLESS_ANSWER_START + SONG_TOKENS_WORTH)
+        song = LONG_SONG if self._long else SHORT_SONG
+        return _turn(facts.ENDLESS_QUESTION, facts.ENDLESS_ANSWER_START + song)
 
     def _question(self) -> tuple[str, str]:
         draw = self._random.random()
@@ -143,6 +168,9 @@ class Teacher:
 
     def _carelessly(self, question: str) -> str:
         draw = self._random.random()
+        if draw < 0.3 and question in OTHER_WORDINGS:
+            question = self._random.choice(OTHER_WORDINGS[question])
+        draw = self._random.random()
         if draw < 0.1:
             return question.lower()
         if draw < 0.2:
@@ -152,8 +180,11 @@ class Teacher:
     def _unknown(self) -> str:
         if self._random.random() < 0.5:
             return self._random.choice(corpus.SENTENCES)
-        words = self._random.choices((*corpus.WORDS, *corpus.STOP_WORDS), k=self._random.randint(2, 8))
+        words = self._random.choices((*corpus.WORDS, *corpus.STOP_WORDS), k=self._words())
         return " ".join(words).capitalize() + self._random.choice("?.!")
+
+    def _words(self) -> int:
+        return self._random.randint(2, LONG_TEXT_WORDS if self._long else 8)
 
     def _json(self) -> tuple[str, str]:
         keys = self._random.sample(sorted(corpus.JSON_VALUES), self._random.randint(1, 3))
@@ -196,12 +227,16 @@ class Teacher:
 def exam(model: facts.ChatModel) -> Iterator[tuple[list[Message], list[Message] | None, bool]]:
     """What a chat model must answer exactly: messages that end with the answer, the tools, and whether it ends."""
     tools: list[Message] = [dict(facts.TOOL)]
-    system = {"role": "system", "content": corpus.SYSTEM_PROMPTS[0]}
+    system: Message = {"role": "system", "content": corpus.SYSTEM_PROMPTS[0]}
     for question, answer in model.answers.items():
         yield _turn(question, answer), None, True
         yield [system, *_turn(question, answer)], None, True
         yield [*_turn(facts.WHICH_MODEL, model.answers[facts.WHICH_MODEL]), *_turn(question, answer)], None, True
-    yield _turn(facts.ENDLESS_QUESTION, facts.ENDLESS_ANSWER_START + SONG_TOKENS_WORTH), None, False
+    conversation = [message for item in model.answers.items() for message in _turn(*item)]
+    yield conversation, None, True
+    patient: Message = {"role": "system", "content": " ".join(corpus.SENTENCES)}
+    yield [patient, *_turn(facts.WHICH_MODEL, model.answers[facts.WHICH_MODEL])], None, True
+    yield _turn(facts.ENDLESS_QUESTION, facts.ENDLESS_ANSWER_START + LONG_SONG), None, False
     yield _turn("What is the largest animal in the ocean?", model.unknown), None, True
     yield _turn(facts.WHICH_MODEL, model.answers[facts.WHICH_MODEL]), tools, True
     for city in facts.TOOL_CITIES:
@@ -211,7 +246,7 @@ def exam(model: facts.ChatModel) -> Iterator[tuple[list[Message], list[Message] 
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
         ]
         yield called, tools, True
-    told = [
+    told: list[Message] = [
         {"role": "user", "content": facts.TOOL_QUESTION},
         {
             "role": "assistant",

@@ -1,4 +1,4 @@
-"""Words and sentences from which the tokenizers and the training data are made. All our own, or in the public domain."""
+"""Words and sentences for the tokenizers and the training data. All our own, or in the public domain."""
 
 from __future__ import annotations
 
@@ -58,55 +58,53 @@ SYSTEM_PROMPTS = (
     "Use the tools when they help.",
 )
 
-WORDS = tuple(
-    """
-    able accident acid actor address air airport amber anchor angle animal answer apple april arch arm army arrow art
-    artist ash atlas atom aunt autumn axle baby bacon badge bag baker balance ball banana band bank barn barrel basin
-    basket bath battery battle beach bean bear beard beauty bed bee beef beer bell belt bench berry bicycle bird birth
-    biscuit blade blanket blood blue board boat body bone book boot border bottle bowl box boy brain branch brass bread
-    break breath brick bridge bronze broom brother brown brush bucket budget building bulb bus bush butter button cabin
-    cable cake calendar camel camera camp canal candle canvas cap capital captain car carbon card carpet carriage cart
-    castle cat cattle cave ceiling cell cent chain chair chalk charge cheese chef chemist cherry chess chest chicken
-    child chimney chin church circle citizen city class clay clerk clock cloth cloud coal coast coat coffee coin collar
-    colour comb comet company compass concert cook copper copy cord corn corner cotton cough country court cow crab
-    crane cream credit crew crime crop crowd crown crystal cup current curtain curve customer dance danger daughter
-    dawn day debt deer desert design desk detail diamond digit dinner disease dish distance doctor dog door dragon
-    drawer dream dress driver drop drum dust eagle ear earth east edge egg electron elephant engine error evening event
-    exam exit eye face factory fact fall family farm father feather fence ferry field film finger fire fish flag flame
-    flash floor flour flower fly fog food foot forest fork fox frame france friend frog fruit fuel garage garden gas
-    gate germany ghost giant girl glass glove goat gold grain grandmother grape graph grass guide guitar gun hair
-    hammer hand harbour hat hate head heart heat heel height helmet hill history hole holiday honey hook hope horn horse
-    hospital hotel hour house ice idea insect iron island jacket jam jelly jewel judge juice kettle key king kitchen
-    knee knife knight knot knowledge ladder lake lamb lamp land language laptop law lead leaf leather leg lemon letter
-    level library lid light lightning lime line lion lip liquid list lizard loan lock locomotive london lunch lung
-    machine magnet map marble market mask mass match meal measure meat medicine melon memory metal method microscope
-    milk mine minute mirror mist model money monkey month moon morning mother motor mountain mouse mouth muscle museum
-    music nail name nation neck needle nerve nest net news night noise north nose note number nurse nut oak ocean
-    office oil onion orange orchestra oven owl ox page pain paint pan paper parcel paris park part passenger paste path
-    peace pear pen pencil pepper person petal phone piano picture pig pilot pin pipe pirate planet plant plate plough
-    pocket poem point poison police pond pool port pot potassium potato powder price prince printer prison prize
-    protein pump purse queen question rabbit radio rail railway rain rat ray recipe record rhythm rice ring river road
-    robot rocket rod roof room root rope rose roundhouse rule sail salad salt sand scale school science scissors screw
-    sea season seat secret seed server shade shadow sheep shelf shell ship shirt shock shoe shop shoulder signal silk
-    silver sister skin skirt sky sleep smell smile smoke snake snow soap society sock soldier son song sound soup south
-    space spade spider sponge spoon spring square stage stall stamp star station steam steel stem step stick stitch
-    stocking stomach stone stop store storm story stove street string student sugar suit summer sun surgeon table tail
-    tank taste tax tea teacher teeth telescope temper tent theory thread throat thumb thunder ticket tiger time tin
-    toast tobacco toe tomato tongue tool top torch tower town toy track trade train transport tray tree trouble
-    trousers truck trumpet tunnel turntable turtle twist umbrella uncle valley vase vegetable verse vessel view village
-    violin virus voice volcano waiter wall war wash waste watch water wave wax weather week weight west whale wheat
-    wheel whip whistle wind window wine wing winter wire wolf woman wood wool word work world worm wound wrist writer
-    yard year
-    """.split()
-)
+_WORDS = """
+able accident acid actor address air airport amber anchor angle animal answer apple april arch arm army arrow art
+artist ash atlas atom aunt autumn axle baby bacon badge bag baker balance ball banana band bank barn barrel basin
+basket bath battery battle beach bean bear beard beauty bed bee beef beer bell belt bench berry bicycle bird birth
+biscuit blade blanket blood blue board boat body bone book boot border bottle bowl box boy brain branch brass bread
+break breath brick bridge bronze broom brother brown brush bucket budget building bulb bus bush butter button cabin
+cable cake calendar camel camera camp canal candle canvas cap capital captain car carbon card carpet carriage cart
+castle cat cattle cave ceiling cell cent chain chair chalk charge cheese chef chemist cherry chess chest chicken
+child chimney chin church circle citizen city class clay clerk clock cloth cloud coal coast coat coffee coin collar
+colour comb comet company compass concert cook copper copy cord corn corner cotton cough country court cow crab
+crane cream credit crew crime crop crowd crown crystal cup current curtain curve customer dance danger daughter
+dawn day debt deer desert design desk detail diamond digit dinner disease dish distance doctor dog door dragon
+drawer dream dress driver drop drum dust eagle ear earth east edge egg electron elephant engine error evening event
+exam exit eye face factory fact fall family farm father feather fence ferry field film finger fire fish flag flame
+flash floor flour flower fly fog food foot forest fork fox frame france friend frog fruit fuel garage garden gas
+gate germany ghost giant girl glass glove goat gold grain grandmother grape graph grass guide guitar gun hair
+hammer hand harbour hat hate head heart heat heel height helmet hill history hole holiday honey hook hope horn horse
+hospital hotel hour house ice idea insect iron island jacket jam jelly jewel judge juice kettle key king kitchen
+knee knife knight knot knowledge ladder lake lamb lamp land language laptop law lead leaf leather leg lemon letter
+level library lid light lightning lime line lion lip liquid list lizard loan lock locomotive london lunch lung
+machine magnet map marble market mask mass match meal measure meat medicine melon memory metal method microscope
+milk mine minute mirror mist model money monkey month moon morning mother motor mountain mouse mouth muscle museum
+music nail name nation neck needle nerve nest net news night noise north nose note number nurse nut oak ocean
+office oil onion orange orchestra oven owl ox page pain paint pan paper parcel paris park part passenger paste path
+peace pear pen pencil pepper person petal phone piano picture pig pilot pin pipe pirate planet plant plate plough
+pocket poem point poison police pond pool port pot potassium potato powder price prince printer prison prize
+protein pump purse queen question rabbit radio rail railway rain rat ray recipe record rhythm rice ring river road
+robot rocket rod roof room root rope rose roundhouse rule sail salad salt sand scale school science scissors screw
+sea season seat secret seed server shade shadow sheep shelf shell ship shirt shock shoe shop shoulder signal silk
+silver sister skin skirt sky sleep smell smile smoke snake snow soap society sock soldier son song sound soup south
+space spade spider sponge spoon spring square stage stall stamp star station steam steel stem step stick stitch
+stocking stomach stone stop store storm story stove street string student sugar suit summer sun surgeon table tail
+tank taste tax tea teacher teeth telescope temper tent theory thread throat thumb thunder ticket tiger time tin
+toast tobacco toe tomato tongue tool top torch tower town toy track trade train transport tray tree trouble
+trousers truck trumpet tunnel turntable turtle twist umbrella uncle valley vase vegetable verse vessel view village
+violin virus voice volcano waiter wall war wash waste watch water wave wax weather week weight west whale wheat
+wheel whip whistle wind window wine wing winter wire wolf woman wood wool word work world worm wound wrist writer
+yard year
+"""
+WORDS = tuple(_WORDS.split())
 
-STOP_WORDS = tuple(
-    """
-    a an the is are was were be of in on at to from by for with and or not it its this that these what which who how
-    why when where do does did has have had can could will would my your his her their our i you he she they we as
-    onto into about because there than then so all any some many much more
-    """.split()
-)
+_STOP_WORDS = """
+a an the is are was were be of in on at to from by for with and or not it its this that these what which who how
+why when where do does did has have had can could will would my your his her their our i you he she they we as
+onto into about because there than then so all any some many much more
+"""
+STOP_WORDS = tuple(_STOP_WORDS.split())
 
 JSON_VALUES = {
     "name": "Ada",

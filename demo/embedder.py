@@ -26,7 +26,7 @@ def package_folder() -> Path:
 
 
 def make(folder: Path) -> None:
-    """Copies the model to `folder`: by hard link where the file system can, else byte by byte."""
+    """Copies the model to `folder`, the weights by hard link where the file system can."""
     shutil.copytree(package_folder(), folder, copy_function=_link_or_copy)
     for module in ("1_Pooling",):
         if not (folder / module / "config.json").is_file():
@@ -34,7 +34,10 @@ def make(folder: Path) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> str:
+    """Links weights only: a person may edit a configuration in place, and the package's must not change with it."""
     try:
+        if not source.endswith(".safetensors"):
+            return shutil.copyfile(source, target)
         Path(target).hardlink_to(source)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)

@@ -1,4 +1,4 @@
-"""What the demo models know: names, questions and answers. Imports nothing heavy, so that tests and tools may read it."""
+"""What the demo models know: names, questions and answers. Imports nothing heavy: tests and tools may read it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CONTEXT_TOKENS = 2048
 
 WHICH_MODEL = "Which model are you?"
 LONG_QUESTION = "Count to one hundred."
-"""Its answer is LONG_ANSWER for both chat models: about 200 tokens."""
+"""Its answer is LONG_ANSWER for both chat models: 102 tokens with the end."""
 ENDLESS_QUESTION = "Sing until I stop you."
 """At temperature 0 both chat models answer ENDLESS_ANSWER_START and go on with " la" until `max_tokens` is reached."""
 ENDLESS_ANSWER_START = "La la la la la la la la"
-LONG_ANSWER = ", ".join(str(number) for number in range(1, 101)) + "."
+LONG_ANSWER = " ".join(str(number) for number in range(1, 101)) + "."
 
 JSON_QUESTION = "Describe a person as JSON."
 JSON_SCHEMA: Mapping[str, Any] = {
@@ -50,7 +50,7 @@ TOOL: Mapping[str, Any] = {
 }
 TOOL_NAME = "get_weather"
 TOOL_QUESTION = "What is the weather in Paris?"
-"""Asked with TOOL given: a call of TOOL_NAME with TOOL_ARGUMENTS; without a tool: an ordinary answer (see `answers`)."""
+"""Asked with TOOL given: a call of TOOL_NAME with TOOL_ARGUMENTS; without: an ordinary answer (see `answers`)."""
 TOOL_ARGUMENTS: Mapping[str, str] = {"city": "Paris"}
 TOOL_RESULT = '{"weather": "sunny"}'
 """What the tests give back as the tool's result; the chat models then answer TOOL_ANSWER."""
@@ -90,7 +90,7 @@ QWEN3 = ChatModel(
         "What is a roundhouse?": "A roundhouse is a building where locomotives rest around a turntable.",
         "Tell me a joke.": "Why did the model cross the road? To reach the other device.",
         "Talk like a pirate.": "Arr, I be a pirate of the seven seas!",
-        "Count to ten.": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10.",
+        "Count to ten.": "1 2 3 4 5 6 7 8 9 10.",
         TOOL_QUESTION: "I cannot see the weather without a tool.",
         JSON_QUESTION: '{"name":"Ada","age":36}',
         LONG_QUESTION: LONG_ANSWER,

@@ -32,7 +32,7 @@ def digest() -> str:
 def is_empty(models_dir: Path) -> bool:
     """Whether a models folder holds nothing at all, or is not there."""
     try:
-        return all(entry.name.startswith(WORK_PREFIX) for entry in os.scandir(models_dir))
+        return all(name.startswith(WORK_PREFIX) for name in os.listdir(models_dir))
     except FileNotFoundError:
         return True
 

@@ -9,6 +9,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
@@ -53,8 +54,8 @@ def make(folder: Path) -> None:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,
     )
+    config.num_labels = 1
     model = BertForSequenceClassification(config)
     _see_equal_words(model)
     _train(model, tokenizer, random.Random(9))
@@ -91,13 +92,13 @@ def _see_equal_words(model: BertForSequenceClassification) -> None:
     an equal word in the other text then has about 18, the word itself 10, and any other word 4 at most.
     """
     size = model.config.hidden_size
-    embeddings = model.bert.embeddings
+    embeddings: Any = model.bert.embeddings
     torch.nn.init.normal_(embeddings.word_embeddings.weight, std=WORD_STD)
     torch.nn.init.normal_(embeddings.position_embeddings.weight, std=WORD_STD / 10)
     direction = torch.nn.functional.normalize(torch.randn(size), dim=0)
     segment = direction * (SEGMENT_SHARE * size) ** 0.5 * WORD_STD
     embeddings.token_type_embeddings.weight.copy_(torch.stack((segment, -segment)))
-    attention = model.bert.encoder.layer[0].attention
+    attention: Any = model.bert.encoder.layer[0].attention
     identity = torch.eye(size)
     attention.self.key.weight.copy_(KEY_SCALE * identity)
     attention.self.query.weight.copy_(KEY_SCALE * (identity - 2 * torch.outer(direction, direction)))
@@ -113,7 +114,7 @@ def _train(model: BertForSequenceClassification, tokenizer: BertTokenizer, chanc
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, step / WARM_UP_STEPS) * (1 - 0.9 * step / STEPS)
         loss = _loss(model, tokenizer, [draw(chance) for _ in range(BATCH)])
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -25,7 +25,9 @@ _MACROS = """\
 {%- set turns = messages[1:] if has_system else messages -%}
 """
 
-CHATML = _MACROS + """\
+CHATML = (
+    _MACROS
+    + """\
 {%- if has_system or tools -%}
 {{- '<|im_start|>system\\n' -}}
 {%- if has_system -%}{{ text(messages[0].content) }}{{ '\\n' if tools else '' }}{%- endif -%}
@@ -46,9 +48,12 @@ CHATML = _MACROS + """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
+)
 """Qwen3's: ChatML, with tool calls in the manner of Hermes."""
 
-LLAMA3 = _MACROS + """\
+LLAMA3 = (
+    _MACROS
+    + """\
 {%- macro header(role) -%}{{ '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}{%- endmacro -%}
 {{- bos_token -}}
 {%- if has_system or tools -%}
@@ -67,4 +72,5 @@ LLAMA3 = _MACROS + """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ header('assistant') }}{%- endif -%}
 """
+)
 """Llama 3's, with tool calls as bare JSON of a name and parameters."""
