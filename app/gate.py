@@ -109,6 +109,7 @@ class Gate:
                 return
         access.keys.check(headers)
         access.origins.check(headers, method)
+        await self._state.wait_scanned()
         route = ROUTES.get(path)
         if route is None:
             await self._to_control(exchange)

@@ -85,6 +85,7 @@ class Lifecycle:
         await self._guarded(self._watch(), "The models folder cannot be watched")
         if self._state.phase == "starting":
             self._state.phase = "ready"
+        self._state.scanned.set()
         await self._guarded(self._state.manager.start(), "The engines cannot be started")
 
     async def _watch(self) -> None:

@@ -22,9 +22,11 @@ PATIENCE_S = 60
 
 
 def engines(server: Server) -> list[psutil.Process]:
-    """The main processes of all engines: each leads a session of its own, as only they do."""
-    everything = psutil.Process(server.process.pid).children(recursive=True)
-    return [process for process in everything if _session(process.pid) == process.pid]
+    """The main processes of all engines: each leads a session of its own, as only they and the launchers do."""
+    app = psutil.Process(server.process.pid)
+    launchers = app.children()
+    below = [process for process in app.children(recursive=True) if process not in launchers]
+    return [process for process in below if _session(process.pid) == process.pid]
 
 
 def _session(pid: int) -> int:
