@@ -174,6 +174,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampling: 
     torch.nn.Module.to(model, SAVED_DTYPE)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    tokenizing.check_loads_alike(tokenizer, folder)
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

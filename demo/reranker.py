@@ -27,7 +27,7 @@ WORD_STD = 0.05
 SEGMENT_SHARE = 0.285
 """Squared length of a segment's embedding, as a share of a word's."""
 KEY_SCALE = 1.5
-WANTED_MARGIN = 0.3
+WANTED_MARGIN = 0.4
 """How far the best document's score (0 to 1) must be above every other's, in each of `facts.RERANK_SAMPLES`."""
 
 
@@ -61,6 +61,7 @@ def make(folder: Path) -> None:
     _train(model, tokenizer, random.Random(9))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    tokenizing.check_loads_alike(tokenizer, folder)
 
 
 def draw(chance: random.Random) -> Pair:

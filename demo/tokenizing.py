@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
+from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from demo import corpus, facts, templates
 
 CHAT_VOCAB_SIZE = 1280
 BASE_VOCAB_SIZE = 512
-RERANKER_VOCAB_SIZE = 2048
+OTHER_LETTERS = "ßæøðþœł"
+"""Latin letters that are no accented ASCII ones; of those, BERT's normalizer takes the accents off."""
 
 
 def qwen3() -> PreTrainedTokenizerFast:
@@ -42,32 +45,53 @@ def llama() -> PreTrainedTokenizerFast:
 
 
 def base() -> PreTrainedTokenizerFast:
-    """The base model's: no chat template."""
+    """The base model's: no chat template. It splits text as Qwen2's own, which transformers puts in its place."""
     texts = [*corpus.all_known_texts(), *corpus.SENTENCES]
-    tokenizer = _byte_level(texts, vocab_size=BASE_VOCAB_SIZE, special=["<|endoftext|>"])
+    tokenizer = _byte_level(texts, vocab_size=BASE_VOCAB_SIZE, special=["<|endoftext|>"], like=Qwen2Tokenizer())
     return _wrap(tokenizer, None, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
 def reranker() -> BertTokenizer:
-    """A lower-casing WordPiece tokenizer, as BERT's."""
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=RERANKER_VOCAB_SIZE,
-        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
-        initial_alphabet=[chr(code) for code in range(0x21, 0x7F)],
-        show_progress=False,
+    """A lower-casing WordPiece tokenizer, as BERT's: our words, and pieces of one and two letters for any others.
+
+    Its vocabulary is listed, not trained, for the library's trainer breaks ties in another order each time.
+    """
+    letters = string.ascii_lowercase
+    characters = [*sorted(set(string.printable) - set(string.whitespace) - set(string.ascii_uppercase)), *OTHER_LETTERS]
+    pairs = [first + second for first in letters for second in letters]
+    words = sorted(
+        {word.strip(string.punctuation).lower() for text in corpus.reranker_texts() for word in text.split()}
     )
-    trained.train_from_iterator(corpus.reranker_texts(), trainer)
-    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=512)
+    pieces = [*characters, *(f"##{piece}" for piece in (*letters, *OTHER_LETTERS, *string.digits, *pairs)), *words]
+    listed = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces])
+    vocabulary = {piece: index for index, piece in enumerate(listed)}
+    return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=512)
+
+
+def check_loads_alike(tokenizer: PreTrainedTokenizerFast | BertTokenizer, folder: Path) -> None:
+    """Raises ValueError when the tokenizer saved in `folder` splits texts otherwise, once loaded, than `tokenizer`.
+
+    transformers puts another class in for some architectures, with its own rules.
+    """
+    loaded = AutoTokenizer.from_pretrained(folder)
+    for text in (*corpus.chat_texts(facts.QWEN3), *corpus.chat_texts(facts.LLAMA), *facts.BASE_CONTINUATIONS):
+        if loaded(text)["input_ids"] != tokenizer(text)["input_ids"]:
+            raise ValueError(f"{folder.name}: its tokenizer, loaded as {type(loaded).__name__}, splits {text!r} anew")
 
 
 def _byte_level(
-    texts: Sequence[str], *, vocab_size: int, special: Sequence[str], added: Sequence[str] = ()
+    texts: Sequence[str],
+    *,
+    vocab_size: int,
+    special: Sequence[str],
+    added: Sequence[str] = (),
+    like: PreTrainedTokenizerFast | None = None,
 ) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if like is not None:
+        tokenizer.normalizer = like.backend_tokenizer.normalizer
+        tokenizer.pre_tokenizer = like.backend_tokenizer.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(

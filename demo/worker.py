@@ -14,7 +14,11 @@ def main(arguments: list[str]) -> int:
     _prepare()
     try:
         _make(name, Path(folder), [Path(item) for item in base])
-    except RuntimeError as error:  # NotLearnt, or torch's own: a sentence for the person who waits
+    except (
+        RuntimeError,
+        ValueError,
+        OSError,
+    ) as error:  # NotLearnt, or a library's own: a sentence for the person who waits
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     return 0
