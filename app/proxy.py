@@ -16,7 +16,7 @@ import orjson
 from app.asgi import ClientGone, Exchange
 from app.errors import Header, render_event
 from app.request_body import RequestBody, parse_body
-from app.routes import Route, check_servable, check_task
+from app.routes import Route, check_task
 from app.upstream import BROKEN, UNREACHABLE, Upstreams
 from app.waiting import WaitingComments
 from models.errors import EngineGone, RoundhouseError
@@ -92,7 +92,7 @@ class DataPlane:
         body = parse_body(await exchange.read_body(self._max_body_bytes, self._read_timeout_s))
         spec = self._manager.catalog.resolve(body.model)
         exchange.model = spec.id
-        check_servable(spec)
+        self._manager.check(spec)
         check_task(spec, route)
         task = asyncio.current_task()
         assert task is not None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.errors import ModelUnusable, WrongTask
-from models.types import Availability, ModelSpec, Task
+from models.errors import WrongTask
+from models.types import ModelSpec, Task
 from utils.openai_compat import Protocol
 
 GENERATE = frozenset({Task.CHAT, Task.COMPLETION, Task.ADAPTER})
@@ -49,19 +49,6 @@ ROUTES: Mapping[str, Route] = {
 
 def routes_of(task: Task) -> list[str]:
     return [path for path, route in ROUTES.items() if task in route.tasks]
-
-
-def check_servable(spec: ModelSpec) -> None:
-    """Raises ModelUnusable, with the reasons, for a model that no engine can serve."""
-    if spec.availability is Availability.AVAILABLE and spec.task is not Task.UNSUPPORTED and spec.engine:
-        return
-    why = {
-        Availability.INCOMPLETE: "is not complete yet",
-        Availability.UNUSABLE: "cannot be used",
-        Availability.AVAILABLE: "is of a kind that no engine here serves",
-    }[spec.availability]
-    reasons = "; ".join(spec.reasons) or "no reason was recorded"
-    raise ModelUnusable(f"The model '{spec.id}' {why}: {reasons}.".replace("..", "."), param="model")
 
 
 def check_task(spec: ModelSpec, route: Route) -> None:

@@ -7,10 +7,11 @@ Serves one model, `static`, whose engine is whatever listens on the unix socket 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class StaticEngine:
         return Endpoint(uds=self._socket)
 
     async def start(self, timeout_s: float) -> LoadReport:
-        return LoadReport(0.0, "exec", 0)
+        return LoadReport(0.0, "exec")
 
     async def stop(self, grace_s: float) -> None:
         return
@@ -54,8 +55,6 @@ class StaticEngine:
         return 0
 
     async def wait_exited(self) -> ExitReport:
-        import asyncio
-
         await asyncio.Event().wait()
         raise AssertionError("nothing ends it")
 
@@ -70,6 +69,9 @@ class StaticFactory:
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         return Verdict(True, "everything")
+
+    def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
+        return ()
 
     def estimate_bytes(self, spec: ModelSpec) -> int:
         return 0
@@ -88,20 +90,16 @@ class StaticFactory:
 
 
 class OneModel:
-    """A scanner that always finds the same."""
+    """In place of the scanner and the watcher of a models folder: always the same."""
 
-    def scan(self) -> list[ModelSpec]:
+    def set_overrides(self, overrides: Mapping[str, ModelOverrides]) -> None:
+        return
+
+    async def start(self) -> list[ModelSpec]:
         return [ModelSpec(MODEL, Path("/"), Task.CHAT, MODEL)]
 
-    def set_overrides(self, overrides: dict[str, ModelOverrides]) -> None:
-        return
-
-
-class NoWatcher:
-    """Nothing changes."""
-
-    async def start(self) -> None:
-        return
+    async def rescan(self) -> list[ModelSpec]:
+        return await self.start()
 
     async def stop(self) -> None:
         return
@@ -114,9 +112,9 @@ def main() -> None:
         settings = Settings(models_dir=Path(scratch), state_dir=Path(scratch) / "state", port=port)
         set_up_logging(settings.log_format, settings.log_level)
         with bind(settings) as listener:
-            make_watcher: Callable[[Any], NoWatcher] = lambda _: NoWatcher()  # noqa: E731 - it has a type so
             engines = Engines({MODEL: StaticFactory(socket)}, {})
-            made = build(settings, Path(scratch), engines=engines, scanner=OneModel(), make_watcher=make_watcher)
+            one = OneModel()
+            made = build(settings, Path(scratch), engines=engines, scanner=one, make_watcher=lambda _: one)
             DrainingServer(server_config(made.app, settings), made.lifecycle).run([listener])
 
 

@@ -46,7 +46,7 @@ class Verdict:
 class EngineContext:
     """What every factory is given. Folders exist and are private (0700)."""
 
-    run_dir: Path  # sockets; one per app process, removed at exit; its path is short (a unix socket's is at most 107 bytes)
+    run_dir: Path  # sockets; one per app process, removed at exit; short, as a unix socket's path has at most 107 bytes
     log_dir: Path  # one file per engine
     cache_dir: Path  # compile caches, kept across restarts
     device: str  # "cuda" or "cpu"
@@ -87,7 +87,7 @@ class Engine(Protocol):
     async def health(self) -> bool: ...
 
     def memory_bytes(self) -> int:
-        """Memory of the whole tree now (PSS on CPU, NVML on CUDA). Reads /proc: a few ms."""
+        """Memory of the whole tree now: PSS on CPU, NVML on CUDA, 0 where that cannot tell. Blocks for some 100 ms."""
         ...
 
     async def wait_exited(self) -> ExitReport:
@@ -102,6 +102,10 @@ class EngineFactory(Protocol):
 
     def accepts(self, spec: ModelSpec) -> Verdict: ...
 
+    def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
+        """How an engine for `spec` would be started and why, a sentence each. May read the model's folder."""
+        ...
+
     def estimate_bytes(self, spec: ModelSpec) -> int:
         """Memory that `spec` is expected to take before it was ever measured: weights, KV cache, overhead."""
         ...
@@ -115,7 +119,7 @@ class EngineFactory(Protocol):
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """For /health: `{"state": "importing|ready|restarting|stopped", "import_s": …, "start_method": "fork|exec", …}`."""
+        """For /health: `{"state": "importing|ready|restarting|stopped", "start_method": "fork|exec", …}`."""
         ...
 
     async def close(self) -> None:

@@ -46,6 +46,7 @@ class _Running:
 
     process: subprocess.Popen[bytes]
     control: socket.socket
+    imported: bool = False
 
 
 class Launcher:
@@ -175,7 +176,7 @@ class Launcher:
             loop = asyncio.get_running_loop()
             with contextlib.suppress(OSError):
                 while data := await loop.sock_recv(running.control, MAX_MESSAGE_BYTES):
-                    became_ready = self._on_message(decode(data)) or became_ready
+                    running.imported = became_ready = self._on_message(decode(data)) or became_ready
         finally:
             self._running = None
             self._set_state("restarting" if not self._error else "failed")
@@ -221,10 +222,10 @@ class Launcher:
 
     async def _end(self, running: _Running) -> None:
         """The control socket is closed or dead: waits for the launcher, then makes sure of everything below it."""
-        if self._supervisor is not None:  # not closing: it is dead, or deaf
+        if self._supervisor is not None or not running.imported:  # it is dead or deaf; or importing, with no engine yet
             running.process.kill()
         else:
-            running.process.terminate()  # it may be importing, and reads no socket then
+            running.process.terminate()
         if not await self._exited_within(running, CLOSE_TIMEOUT_S):
             running.process.kill()
             await self._exited_within(running, CLOSE_TIMEOUT_S)

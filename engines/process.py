@@ -76,7 +76,7 @@ class ProcessEngine:
             await run_to_the_end(self._end(0))
             raise
         duration_s = monotonic() - begin_s
-        return LoadReport(duration_s, process.start_method, await asyncio.to_thread(self.memory_bytes))
+        return LoadReport(duration_s, process.start_method)
 
     async def stop(self, grace_s: float) -> None:
         """TERM, wait up to `grace_s`, KILL; returns when the whole tree is gone. Raises EngineNotGone. Idempotent."""

@@ -50,6 +50,10 @@ class TransformersFactory:
         loaded = BYTES_PER_WEIGHT.get(self._args(spec).resolved_dtype, stored)  # "auto": as stored
         return spec.weights_bytes * loaded // stored + OVERHEAD_BYTES[self._context.device]
 
+    def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
+        args = self._args(spec)
+        return (f"loaded as {args.resolved_dtype} on {args.device}",)
+
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
         uds, log_path = engine_files(self._context, NAME, spec.id)
 

@@ -52,6 +52,12 @@ class VllmFactory:
             engine_args=self._context.engine_args,
         )
 
+    def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
+        try:
+            return self.explain(spec, adapters).reasons
+        except (OSError, ValueError) as error:
+            return (f"cannot be started: {error}",)
+
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
         uds, log_path = engine_files(self._context, self.name, spec.id)
 

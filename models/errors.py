@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class RoundhouseError(Exception):
-    """`message` says what went wrong, where, and what to do; `param` names the field of the request, if one is at fault.
+    """`message` says what went wrong, where, and what to do; `param` names the field of the request that is at fault.
 
     `retry_after_s` becomes the Retry-After header (seconds, rounded up); every 503 has one.
     """

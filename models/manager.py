@@ -10,6 +10,7 @@ ever sees half of another. Nobody reads a state and then acts on it; they ask fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import logging
@@ -26,11 +27,12 @@ from models.policy import Limits, Policy
 from models.runner import Runner
 from models.scheduler import Scheduler
 from models.scheduling import Command, Entry, Grant, Load, Reject, Unload
-from models.types import Availability, LoadReport, ModelSpec, ModelStatus, State, Task
+from models.servable import Servable, must_reload
+from models.types import LoadReport, ModelSpec, ModelStatus, State, Task
 
 log = logging.getLogger(__name__)
 
-LOAD_COST_GUESS_S = 10.0  # before a model was ever measured
+MEASURE_WAIT_S = 5.0  # for an explicit load to tell the memory, too
 CLOSE_POLL_S = 0.05  # how often close() looks whether running answers have finished
 MINIMAL_TICK_S = 0.001  # a deadline in the past is due at once, but never in a busy loop
 SHUTDOWN_RETRY_S = 10.0  # a restart takes about as long
@@ -56,6 +58,7 @@ class ModelManager:
     ) -> None:
         self.catalog = catalog
         self.factories = factories
+        self.servable = Servable(catalog, factories)
         self.scheduler = Scheduler(policy, budget_bytes)
         self._runner = Runner(self)
         self._footprints = FootprintStore(state_dir / "footprints.json")
@@ -98,7 +101,7 @@ class ModelManager:
 
     def refresh(self) -> None:
         """The catalog has changed: tells the scheduler what appeared, changed and went."""
-        specs = {spec.id: spec for spec in self.catalog.specs() if self._refusal(spec) is None}
+        specs = {spec.id: spec for spec in self.catalog.specs() if self.servable.refusal(spec) is None}
         specs = {model_id: spec for model_id, spec in specs.items() if spec.task is not Task.ADAPTER}
         for model_id in self._known.keys() - specs.keys():
             del self._known[model_id]
@@ -106,9 +109,9 @@ class ModelManager:
             self._feed(self.scheduler.forget, model_id, error)
         for model_id, spec in specs.items():
             before = self._known.get(model_id)
+            self._known[model_id] = spec
             if before == spec:
                 continue
-            self._known[model_id] = spec
             self.scheduler.configure(model_id, self._limits(spec))
             if before is not None and must_reload(before, spec):
                 log.info("%s has changed: it will be loaded anew", model_id)
@@ -121,6 +124,14 @@ class ModelManager:
         self._tick()
 
     # -- outcomes to ask for ---------------------------------------------------------------------------------------
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raises ModelUnusable, with the reasons, for a model that cannot be served."""
+        if self._known.get(spec.id) is spec:  # the hot path: it was judged when it became known
+            return
+        refusal = self.servable.refusal(spec)
+        if refusal is not None:
+            raise ModelUnusable(refusal, param="model")
 
     def lease(self, spec: ModelSpec) -> LeaseContext:
         """The right to send one request to `spec`'s engine, loaded if need be. Entering raises a RoundhouseError."""
@@ -135,6 +146,8 @@ class ModelManager:
             await self._wait(ticket, future)
         elif future is not None:
             future.add_done_callback(_retrieve)
+        if wait:
+            await self._wait_measured(base.id)
         return self.status(base.id)
 
     async def unload(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
@@ -189,16 +202,18 @@ class ModelManager:
     # -- Outcomes of the runner ------------------------------------------------------------------------------------
 
     def loaded(self, model_id: str, report: LoadReport) -> None:
-        self._measured_bytes[model_id] = report.memory_bytes
+        self._feed(self.scheduler.on_loaded, model_id, report.duration_s)
+
+    def measured(self, model_id: str, memory_bytes: int) -> None:
+        self._measured_bytes[model_id] = memory_bytes
         resident = self._runner.get(model_id)
-        if resident is not None:
-            fingerprint = resident.spec.fingerprint
-            self._footprints.put(model_id, Footprint(report.memory_bytes, report.duration_s, fingerprint))
-        spec = self._known.get(model_id)
-        if spec is not None:
+        entry = self.scheduler.entries.get(model_id)
+        if resident is None or entry is None:
+            return
+        self._footprints.put(model_id, Footprint(memory_bytes, entry.cost_s, resident.spec.fingerprint))
+        if (spec := self._known.get(model_id)) is not None:
             self.scheduler.configure(model_id, self._limits(spec))
-        charge = max(report.memory_bytes, self.scheduler.ledger.charges[model_id])
-        self._feed(self.scheduler.on_loaded, model_id, report.duration_s, charge)
+        self._feed(self.scheduler.on_measured, model_id, entry.limits.footprint_bytes)
 
     def load_failed(self, model_id: str, cause: str) -> None:
         self._feed(self.scheduler.on_load_failed, model_id, cause)
@@ -290,53 +305,38 @@ class ModelManager:
             if not waiter.done():
                 waiter.set_result(None)
 
+    async def _wait_measured(self, model_id: str) -> None:
+        resident = self._runner.get(model_id)
+        if resident is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MEASURE_WAIT_S):
+                    await resident.measured.wait()
+
     # -- small questions -------------------------------------------------------------------------------------------
 
     def _any_running(self) -> bool:
         return any(entry.running for entry in self.scheduler.entries.values())
 
     def _base(self, spec: ModelSpec) -> ModelSpec:
-        """The model whose engine serves `spec`. Raises ModelUnusable with the reasons, or UnknownModel."""
-        refusal = self._refusal(spec)
-        if refusal is not None:
-            raise ModelUnusable(refusal, param="model")
+        """The model whose engine serves `spec`. Raises as `check` does."""
+        if self._known.get(spec.id) is spec:
+            return spec
+        self.check(spec)
         base = self.catalog.base_of(spec)
         if base.id not in self._known:
-            raise ModelUnusable(self._refusal(base) or f"The model '{base.id}' was just removed.", param="model")
+            raise self._removal(base.id)
         return base
-
-    def _refusal(self, spec: ModelSpec) -> str | None:
-        """Why `spec` cannot be served, in a sentence; None where it can."""
-        if spec.availability is not Availability.AVAILABLE:
-            return f"The model '{spec.id}' is {spec.availability.value}: {'; '.join(spec.reasons)}."
-        if spec.task is Task.ADAPTER:
-            return None
-        factory = self.factories.get(spec.engine)
-        if factory is None:
-            return f"The model '{spec.id}' needs the engine '{spec.engine}', which is not installed here."
-        verdict = factory.accepts(spec)
-        return None if verdict.ok else f"The model '{spec.id}' cannot be served: {verdict.reason}."
 
     def _removal(self, model_id: str) -> RoundhouseError:
         """What waiting requests are told when their model can no longer be served."""
         spec = self.catalog.get(model_id)
-        refusal = self._refusal(spec) if spec else None
+        refusal = self.servable.refusal(spec) if spec else None
         if refusal:
             return ModelUnusable(refusal, param="model")
         return UnknownModel(f"The model '{model_id}' was removed from the models folder.", param="model")
 
     def _limits(self, spec: ModelSpec) -> Limits:
-        estimate = self.factories[spec.engine].estimate_bytes(spec)
-        measured = self._footprints.get(spec.id, spec.fingerprint)
-        overrides = spec.overrides
-        return Limits(
-            # A fresh engine has touched little of its KV cache yet: what was measured may still grow to the estimate.
-            footprint_bytes=max(estimate, measured.memory_bytes if measured else 0),
-            load_cost_s=measured.load_s if measured else LOAD_COST_GUESS_S,
-            pinned=overrides.pinned,
-            concurrency=overrides.concurrency,
-            keep_alive_s=overrides.keep_alive_s,
-        )
+        return self.servable.limits(spec, self._footprints.get(spec.id, spec.fingerprint))
 
     def _begin_preloads(self) -> None:
         """Asks for each model to preload once, as soon as it is known."""
@@ -377,17 +377,6 @@ class ModelManager:
             error=entry.error,
             retry_after_s=max(0.0, entry.retry_at_s - now) if entry.state is State.FAILED else None,
         )
-
-
-def must_reload(before: ModelSpec, after: ModelSpec) -> bool:
-    """True when a running engine of `before` would not serve `after` as configured."""
-    old, new = before.overrides, after.overrides
-    arguments = ("engine_args", "max_model_len", "kv_cache_bytes", "trust_remote_code", "allow_pickle")
-    return (
-        (before.fingerprint, before.path, before.engine, before.task, before.aliases)
-        != (after.fingerprint, after.path, after.engine, after.task, after.aliases)
-        or any(getattr(old, name) != getattr(new, name) for name in arguments)
-    )  # fmt: skip
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

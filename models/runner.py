@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engines.base import Engine, EngineFactory, EngineStartError
@@ -21,6 +21,7 @@ class Outcomes(Protocol):
     """What the runner tells: each is an event of the manager's loop."""
 
     def loaded(self, model_id: str, report: LoadReport) -> None: ...
+    def measured(self, model_id: str, memory_bytes: int) -> None: ...
     def load_failed(self, model_id: str, cause: str) -> None: ...
     def unloaded(self, model_id: str) -> None: ...
     def exited(self, model_id: str) -> None: ...
@@ -33,6 +34,7 @@ class Resident:
     engine: Engine
     spec: ModelSpec
     served: frozenset[str]  # ids of the model and of the adapters that it was started with
+    measured: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Runner:
@@ -87,6 +89,16 @@ class Runner:
         log.info("loaded %s in %.2f s (%s)", spec.id, time.monotonic() - began, report.started_by)
         self._spawn(self._watch(spec.id, engine), f"watch {spec.id}")
         self._outcomes.loaded(spec.id, report)
+        await self._measure(spec.id, engine)
+
+    async def _measure(self, model_id: str, engine: Engine) -> None:
+        """After the first waiters were let in: measuring takes a tenth of a second, which nobody should wait for."""
+        memory_bytes = await asyncio.to_thread(engine.memory_bytes)
+        resident = self._residents.get(model_id)
+        if resident is not None and resident.engine is engine:
+            if memory_bytes:
+                self._outcomes.measured(model_id, memory_bytes)
+            resident.measured.set()
 
     async def _unload(self, model_id: str, grace_s: float) -> None:
         engine = self._residents[model_id].engine

@@ -103,14 +103,13 @@ class Scheduler:
         self.queued -= 1
         return self._plan(now)
 
-    def on_loaded(self, model_id: str, now: float, load_s: float, memory_bytes: int) -> list[Command]:
-        """The engine answers; `memory_bytes` replaces the estimate that was charged."""
+    def on_loaded(self, model_id: str, now: float, load_s: float) -> list[Command]:
+        """The engine answers."""
         entry = self._finish_action(model_id)
         entry.move(Trigger.LOADED)
         entry.ready_since_s = entry.last_used_s = now
         entry.load_s, entry.failures, entry.error, entry.retry_at_s = load_s, 0, None, 0.0
         entry.loads += 1
-        self.ledger.correct(model_id, memory_bytes)
         if entry.removed or entry.stale:
             self._drain(entry, EXPLICIT, now)
         elif entry.unload_asked:
@@ -118,6 +117,12 @@ class Scheduler:
             commands = self._grants(entry)
             self._drain(entry, EXPLICIT, now)
             return commands + self._plan(now)
+        return self._plan(now)
+
+    def on_measured(self, model_id: str, now: float, memory_bytes: int) -> list[Command]:
+        """What a resident model was found to take replaces the estimate that was charged."""
+        if model_id in self.ledger.charges:
+            self.ledger.correct(model_id, memory_bytes)
         return self._plan(now)
 
     def on_load_failed(self, model_id: str, now: float, cause: str) -> list[Command]:

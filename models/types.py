@@ -99,7 +99,6 @@ class LoadReport:
 
     duration_s: float
     started_by: str  # "fork" or "exec"
-    memory_bytes: int  # of the whole engine process tree, shared pages counted once
 
 
 @dataclass(frozen=True, slots=True)

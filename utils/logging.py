@@ -27,7 +27,7 @@ class _Forward(logging.Handler):
         if record.levelname in ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
             level = record.levelname
         name = record.name
-        logger.patch(lambda entry: entry.update(name=name)).opt(depth=_depth(), exception=record.exc_info).log(
+        logger.patch(lambda entry: entry.update({"name": name})).opt(depth=_depth(), exception=record.exc_info).log(
             level, "{}", record.getMessage()
         )
 

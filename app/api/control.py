@@ -9,7 +9,6 @@ from fastapi import APIRouter
 
 from app.api.schemas import ControlRequest, ErrorAnswer, ModelState
 from app.deps import State
-from app.routes import check_servable
 from models.types import ModelStatus
 
 router = APIRouter(
@@ -23,7 +22,6 @@ router = APIRouter(
 async def load(request: ControlRequest, state: State) -> Any:
     """Brings a model onto the device, as a request for it would."""
     spec = state.manager.catalog.resolve(request.model)
-    check_servable(spec)
     return _shown(await state.manager.load(spec, wait=request.wait))
 
 
@@ -31,7 +29,6 @@ async def load(request: ControlRequest, state: State) -> Any:
 async def unload(request: ControlRequest, state: State) -> Any:
     """Takes a model off the device after its running answers have ended."""
     spec = state.manager.catalog.resolve(request.model)
-    check_servable(spec)
     return _shown(await state.manager.unload(spec, wait=request.wait))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,7 +13,7 @@ from app.deps import State
 from app.routes import routes_of
 from app.state import AppState
 from models.errors import UnknownModel
-from models.types import Availability, ModelSpec, ModelStatus, Task
+from models.types import ModelSpec, ModelStatus, Task
 from utils.openai_compat import list_object, model_object
 
 router = APIRouter(tags=["models"])
@@ -20,35 +22,35 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models", response_model=ModelList)
 async def list_models(state: State, all: bool = False) -> Any:
     """The models that can be served; with `all=true` also those that cannot (see each one's `availability`)."""
-    statuses = {status.id: status for status in state.manager.statuses()}
-    specs = [spec for spec in state.manager.catalog.specs() if all or _servable(spec)]
+    manager = state.manager
+    statuses = {status.id: status for status in manager.statuses()}
+    specs = [spec for spec in manager.catalog.specs() if all or manager.servable.refusal(spec) is None]
     return list_object([_entry(spec, _status_of(spec, statuses, state)) for spec in specs])
 
 
 @router.get("/v1/models/{model_id:path}", response_model=ModelDetail)
 async def get_model(model_id: str, state: State) -> Any:
-    """One model, by id, alias or last part of its id, with the reasons for how it was judged."""
-    spec = state.manager.catalog.resolve(model_id)
-    statuses = {status.id: status for status in state.manager.statuses()}
-    status = _status_of(spec, statuses, state)
-    return _entry(spec, status) | {
-        "reasons": list(spec.reasons),
-        "engine": spec.engine,
-        "architecture": spec.architecture,
-        "model_type": spec.model_type,
-        "weights_bytes": spec.weights_bytes,
-        "dtype": spec.dtype,
-        "quantization": spec.quantization,
-        "chat_template": spec.chat_template,
-        "routes": routes_of(spec.task) if _servable(spec) else [],
-        "pinned": status.pinned if status else False,
-        "memory_bytes": status.memory_bytes if status else None,
-        "error": status.error if status else None,
-    }
-
-
-def _servable(spec: ModelSpec) -> bool:
-    return spec.availability is Availability.AVAILABLE and spec.task is not Task.UNSUPPORTED and bool(spec.engine)
+    """One model, by id, alias or last part of its id, with the reasons for how it was judged and would be started."""
+    manager = state.manager
+    spec = manager.catalog.resolve(model_id)
+    status = _status_of(spec, {status.id: status for status in manager.statuses()}, state)
+    refusal = manager.servable.refusal(spec)
+    return (
+        (dataclasses.asdict(status) if status else {})
+        | _entry(spec, status)
+        | {
+            "reasons": [*spec.reasons, *await asyncio.to_thread(manager.servable.reasons, spec)],
+            "refusal": refusal,
+            "engine": spec.engine,
+            "architecture": spec.architecture,
+            "model_type": spec.model_type,
+            "weights_bytes": spec.weights_bytes,
+            "dtype": spec.dtype,
+            "quantization": spec.quantization,
+            "chat_template": spec.chat_template,
+            "routes": [] if refusal else routes_of(spec.task),
+        }
+    )
 
 
 def _status_of(spec: ModelSpec, statuses: dict[str, ModelStatus], state: AppState) -> ModelStatus | None:

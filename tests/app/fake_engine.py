@@ -49,7 +49,7 @@ class FakeEngine:
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self._path)).start()
         self._factory.loads.append(self.spec.id)
-        return LoadReport(0.01, "fork", MEMORY_BYTES)
+        return LoadReport(0.01, "fork")
 
     async def stop(self, grace_s: float) -> None:
         if self._runner is not None:
@@ -151,6 +151,9 @@ class FakeFactory:
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         return Verdict(True, "everything")
+
+    def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
+        return ("engine: it is a fake",)
 
     def estimate_bytes(self, spec: ModelSpec) -> int:
         return MEMORY_BYTES

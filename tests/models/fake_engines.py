@@ -36,7 +36,7 @@ class FakeEngine:
         except BaseException:
             self.alive = False
             raise
-        return LoadReport(duration_s=0.5, started_by="fork", memory_bytes=120 * MIB)
+        return LoadReport(duration_s=0.5, started_by="fork")
 
     async def stop(self, grace_s: float) -> None:
         await asyncio.wait_for(self._factory.may_stop.wait(), 10)
@@ -80,6 +80,9 @@ class FakeFactory:
     def accepts(self, spec: ModelSpec) -> Verdict:
         ok = spec.architecture != "Odd"
         return Verdict(ok, "it is a fake" if ok else "the architecture Odd is not known")
+
+    def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
+        return ("engine: it is a fake",)
 
     def estimate_bytes(self, spec: ModelSpec) -> int:
         return spec.weights_bytes

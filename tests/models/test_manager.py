@@ -64,7 +64,7 @@ async def test_a_lease_loads_its_model_and_gives_its_endpoint(manager: ModelMana
     async with manager.lease(A) as lease:
         assert lease.endpoint.uds == Path("/nonexistent/org/a")
         assert manager.status("org/a").running == 1
-    status = manager.status("org/a")
+    status = await manager.load(A)
     assert (status.state, status.running, status.loads, status.memory_bytes) == (State.READY, 0, 1, 120 * MIB)
 
 
@@ -292,7 +292,7 @@ async def test_closing_waits_for_running_answers_and_refuses_new_ones(factory: F
 async def test_what_a_load_measured_is_known_after_a_restart(
     manager: ModelManager, factory: FakeFactory, tmp_path: Path
 ) -> None:
-    await use(manager, "a")
+    await manager.load(A)
     again = ModelManager(
         catalog=Catalog([A]), factories={"fake": factory}, policy=Policy(), budget_bytes=500 * MIB, state_dir=tmp_path
     )

@@ -22,7 +22,7 @@ def make(*models: str, budget: int = 10, size: int = 6, policy: Policy | None = 
 def ready(scheduler: Scheduler, model: str, now: float = 0.0, ticket: int = 0) -> None:
     """Brings `model` onto the device, idle."""
     assert Load(model) in scheduler.on_request(ticket, model, now, holds=False)
-    assert scheduler.on_loaded(model, now, 2.0, scheduler.ledger.charges[model]) == [Grant(ticket)]
+    assert scheduler.on_loaded(model, now, 2.0) == [Grant(ticket)]
 
 
 def errors(commands: list[Command]) -> list[type[Exception]]:
@@ -34,7 +34,7 @@ def test_all_waiters_of_a_model_share_one_load() -> None:
     assert s.on_request(1, "a", 0) == [Load("a")]
     assert s.on_request(2, "a", 0) == []
     assert s.on_request(3, "a", 0) == []
-    assert s.on_loaded("a", 2, 2, 6) == [Grant(1), Grant(2), Grant(3)]
+    assert s.on_loaded("a", 2, 2) == [Grant(1), Grant(2), Grant(3)]
     assert s.on_request(4, "a", 2) == [Grant(4)]
 
 
@@ -58,7 +58,7 @@ def test_an_idle_model_gives_way_at_once() -> None:
     ready(s, "a")
     assert s.on_request(1, "b", 0.1) == [Unload("a")]
     assert s.on_unloaded("a", 0.2) == [Load("b")]
-    assert s.on_loaded("b", 2, 2, 6) == [Grant(1)]
+    assert s.on_loaded("b", 2, 2) == [Grant(1)]
 
 
 def test_running_answers_finish_before_their_model_goes() -> None:
@@ -112,7 +112,7 @@ def test_the_oldest_waiter_decides_which_model_is_next() -> None:
     s.on_tick(100)
     assert s.on_release(1, 100) == [Unload("a")]
     assert s.on_unloaded("a", 100) == [Load("c")]
-    assert s.on_loaded("c", 102, 2, 6) == [Grant(2), Grant(4)]
+    assert s.on_loaded("c", 102, 2) == [Grant(2), Grant(4)]
 
 
 def test_a_pinned_model_never_leaves_for_another_and_the_numbers_are_told() -> None:
@@ -229,7 +229,7 @@ def test_a_request_at_the_moment_of_the_keep_alive_is_served_anew() -> None:
     assert s.on_tick(30) == [Unload("a")]
     assert s.on_request(1, "a", 30) == []
     assert s.on_unloaded("a", 31) == [Load("a")]
-    assert s.on_loaded("a", 33, 2, 6) == [Grant(1)]
+    assert s.on_loaded("a", 33, 2) == [Grant(1)]
 
 
 def test_a_pinned_model_has_no_keep_alive() -> None:
@@ -243,7 +243,7 @@ def test_an_unload_while_loading_happens_after_the_waiters_were_served() -> None
     s = make("a")
     s.on_request(1, "a", 0)
     s.on_unload_asked("a", 1)
-    assert s.on_loaded("a", 2, 2, 6) == [Grant(1)]
+    assert s.on_loaded("a", 2, 2) == [Grant(1)]
     assert s.entries["a"].state is State.DRAINING
     assert s.on_release(1, 3) == [Unload("a")]
 
@@ -257,7 +257,7 @@ def test_an_engine_that_ends_by_itself_is_cleared_away_before_it_is_started_anew
     assert s.on_request(2, "a", 1) == []
     assert s.on_unloaded("a", 2) == [Load("a")]
     assert s.on_release(1, 2) == []
-    assert s.on_loaded("a", 4, 2, 6) == [Grant(2)]
+    assert s.on_loaded("a", 4, 2) == [Grant(2)]
 
 
 def test_a_changed_folder_is_loaded_anew_after_its_running_answers() -> None:
@@ -274,9 +274,9 @@ def test_a_folder_that_changes_while_it_is_loaded_is_loaded_again() -> None:
     s = make("a")
     s.on_request(1, "a", 0)
     s.on_changed("a", 1)
-    assert s.on_loaded("a", 2, 2, 6) == [Unload("a")]
+    assert s.on_loaded("a", 2, 2) == [Unload("a")]
     assert s.on_unloaded("a", 3) == [Load("a")]
-    assert s.on_loaded("a", 5, 2, 6) == [Grant(1)]
+    assert s.on_loaded("a", 5, 2) == [Grant(1)]
 
 
 def test_a_load_that_fails_because_its_folder_changed_is_tried_again_at_once() -> None:
@@ -306,3 +306,10 @@ def test_what_room_is_made_for_is_not_given_to_those_behind() -> None:
     s.on_request(1, "a", 0)
     s.on_request(2, "big", 0)
     assert s.on_request(3, "small", 1) == []  # 4 are free, but 3 of them are kept for "big"
+
+
+def test_what_was_measured_replaces_the_estimate() -> None:
+    s = make("a", "b")
+    ready(s, "a")
+    s.on_measured("a", 1, 4)
+    assert s.on_request(1, "b", 2) == [Load("b")]

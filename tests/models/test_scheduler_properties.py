@@ -75,8 +75,8 @@ class World:
             if self.chance.random() < 0.2:
                 self.carry_out(self.scheduler.on_load_failed(command.model_id, self.now, "no"))
             else:
-                size = MODELS[command.model_id]
-                self.carry_out(self.scheduler.on_loaded(command.model_id, self.now, 2, size))
+                self.carry_out(self.scheduler.on_loaded(command.model_id, self.now, 2))
+                self.carry_out(self.scheduler.on_measured(command.model_id, self.now, MODELS[command.model_id]))
         elif isinstance(command, Unload):
             self.carry_out(self.scheduler.on_unloaded(command.model_id, self.now))
 

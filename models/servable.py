@@ -1,0 +1,76 @@
+"""Which of the models that exist some engine here can serve, why not the others, and what the scheduler is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from engines.base import EngineFactory
+from models.catalog import Catalog
+from models.errors import UnknownModel
+from models.footprints import Footprint
+from models.policy import Limits
+from models.types import Availability, ModelSpec, Task
+
+LOAD_COST_GUESS_S = 10.0  # before a model was ever measured
+# What an engine was started with; a change of any other override needs no reload.
+START_OVERRIDES = ("engine_args", "max_model_len", "kv_cache_bytes", "trust_remote_code", "allow_pickle")
+START_FIELDS = ("fingerprint", "path", "engine", "task", "aliases")
+
+
+class Servable:
+    """Judges models by what the factories accept."""
+
+    def __init__(self, catalog: Catalog, factories: Mapping[str, EngineFactory]) -> None:
+        self._catalog = catalog
+        self._factories = factories
+
+    def refusal(self, spec: ModelSpec) -> str | None:
+        """Why `spec` cannot be served, in a sentence or two; None where it can."""
+        reasons = "; ".join(spec.reasons).rstrip(".") or "no reason was recorded"
+        if spec.availability is Availability.INCOMPLETE:
+            return f"The model '{spec.id}' is not complete yet: {reasons}."
+        if spec.availability is Availability.UNUSABLE:
+            return f"The model '{spec.id}' cannot be used: {reasons}."
+        if spec.task is Task.ADAPTER:
+            return self._base_refusal(spec)
+        if spec.task is Task.UNSUPPORTED or not spec.engine:
+            return f"The model '{spec.id}' is of a kind that no engine here serves: {reasons}."
+        factory = self._factories.get(spec.engine)
+        if factory is None:
+            return f"The model '{spec.id}' needs the engine '{spec.engine}', which cannot be used here: see /health."
+        verdict = factory.accepts(spec)
+        return None if verdict.ok else f"The model '{spec.id}' cannot be served: {verdict.reason}."
+
+    def reasons(self, spec: ModelSpec) -> Sequence[str]:
+        """How its engine would be started, and why; empty where it cannot be served or is an adapter."""
+        if spec.task is Task.ADAPTER or self.refusal(spec) is not None:
+            return ()
+        return self._factories[spec.engine].reasons(spec, self._catalog.adapters_of(spec))
+
+    def limits(self, spec: ModelSpec, measured: Footprint | None) -> Limits:
+        """What the scheduler is told of a model that can be served."""
+        estimate = self._factories[spec.engine].estimate_bytes(spec)
+        overrides = spec.overrides
+        return Limits(
+            # A fresh engine has touched little of its KV cache yet: what was measured may still grow to the estimate.
+            footprint_bytes=max(estimate, measured.memory_bytes if measured else 0),
+            load_cost_s=measured.load_s if measured else LOAD_COST_GUESS_S,
+            pinned=overrides.pinned,
+            concurrency=overrides.concurrency,
+            keep_alive_s=overrides.keep_alive_s,
+        )
+
+    def _base_refusal(self, adapter: ModelSpec) -> str | None:
+        try:
+            base = self._catalog.base_of(adapter)
+        except UnknownModel as error:
+            return error.message
+        refusal = self.refusal(base)
+        return f"The adapter '{adapter.id}' needs its base model. {refusal}" if refusal else None
+
+
+def must_reload(before: ModelSpec, after: ModelSpec) -> bool:
+    """True when a running engine of `before` would not serve `after` as configured."""
+    if any(getattr(before, name) != getattr(after, name) for name in START_FIELDS):
+        return True
+    return any(getattr(before.overrides, name) != getattr(after.overrides, name) for name in START_OVERRIDES)
