@@ -33,7 +33,7 @@ async def test_a_model_is_found_by_every_spelling_with_its_reasons(served: Serve
     for name in ("org/chatty", "org%2Fchatty", "gpt-4o", "CHATTY"):
         found = (await served.client.get(f"/v1/models/{name}")).json()
         assert found["id"] == "org/chatty"
-        assert found["reasons"] == ["config.json: has a chat template"]
+        assert found["reasons"] == ["config.json: has a chat template", "engine: it is a fake"]
         assert "/v1/chat/completions" in found["routes"]
     half = (await served.client.get("/v1/models/half")).json()
     assert half["routes"] == []

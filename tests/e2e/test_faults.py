@@ -7,7 +7,10 @@ import json
 import os
 import shutil
 import signal
+import tempfile
+import time
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -36,124 +39,158 @@ def _session(pid: int) -> int:
         return -1
 
 
-async def test_an_engine_killed_while_idle_is_replaced_and_others_are_unaffected(start: Start) -> None:
-    with start() as server:
-        async with chat.session(server) as client, asyncio.timeout(2 * PATIENCE_S):
-            await chat.ask(client, facts.LLAMA_CHAT, facts.WHICH_MODEL)
-            before = set(engines(server))
-            await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
-            (victim,) = set(engines(server)) - before
-            async with chat.stream(client, facts.LLAMA_CHAT, facts.LONG_QUESTION) as pieces:
-                text = await anext(pieces)
-                victim.kill()
-                answer = await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
-                text += "".join([piece async for piece in pieces])
-        assert answer == facts.QWEN3.answers[facts.WHICH_MODEL]
-        assert text == facts.LONG_ANSWER
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that tests fill; each gives its model a name of its own."""
+    return tmp_path_factory.mktemp("models")
 
 
-async def test_an_engine_killed_while_it_answers_ends_the_stream_with_an_error(start: Start) -> None:
-    with start() as server:
-        async with chat.session(server) as client, asyncio.timeout(2 * PATIENCE_S):
-            async with chat.stream(client, facts.QWEN3_CHAT, facts.ENDLESS_QUESTION, max_tokens=1500) as pieces:
-                await anext(pieces)
-                (victim,) = engines(server)
-                victim.kill()
-                with pytest.raises(chat.StreamError, match=facts.QWEN3_CHAT):
-                    _ = [piece async for piece in pieces]
-            answer = await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
-        assert answer == facts.QWEN3.answers[facts.WHICH_MODEL]
-
-
-async def test_an_engine_killed_while_it_loads_fails_that_load_only(start: Start) -> None:
-    with start() as server:
+@pytest.fixture(scope="module")
+def victim(start: Start, folder: Path, demo_models: Path) -> Iterator[Server]:
+    """A server whose engines tests kill and whose folders they break."""
+    for model in (facts.QWEN3_CHAT, facts.LLAMA_CHAT):
+        shutil.copytree(demo_models / model, folder / model)
+    with start(models_dir=folder) as server:
         server.wait_warm()
-        async with chat.session(server) as client, asyncio.timeout(2 * PATIENCE_S):
-            waiting = asyncio.create_task(
-                client.post("/v1/chat/completions", json=chat.body(facts.QWEN3_CHAT, "Hello!"))
-            )
-            while not (loading := engines(server)):  # noqa: ASYNC110 - another process begins the load
-                await asyncio.sleep(0)
-            loading[0].kill()
-            refused = await waiting
-            assert refused.status == 503
-            assert int(refused.headers["retry-after"]) >= 1
-            error = (await refused.json())["error"]
-            assert error["code"] == "model_load_failed"
-            assert "SIGKILL" in error["message"]
-            assert await chat.ask(client, facts.LLAMA_CHAT, facts.WHICH_MODEL)
+        yield server
 
 
-def copy_of(model: Path, folder: Path) -> Path:
-    """A model folder that a test may break: `folder/broken`, beside nothing else."""
-    target = folder / "broken"
-    shutil.copytree(model, target)
-    return target
+@pytest.fixture(autouse=True)
+def nothing_resident(request: pytest.FixtureRequest) -> None:
+    """Each test on the shared server begins with every model cold."""
+    if "victim" in request.fixturenames:
+        server: Server = request.getfixturevalue("victim")
+        for model in server.get("/v1/models")["data"]:
+            server.post("/v1/model/unload", {"model": model["id"]})
 
 
-def test_a_load_that_fails_tells_the_cause_and_is_not_repeated(start: Start, demo_models: Path, tmp_path: Path) -> None:
-    config = copy_of(demo_models / facts.QWEN3_CHAT, tmp_path) / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "no_such_activation"}))
-    with start(models_dir=tmp_path) as server:
-        server.wait_until("/health/ready", PATIENCE_S)
-        for _ in range(2):
-            with pytest.raises(urllib.error.HTTPError) as caught:
-                server.post("/v1/chat/completions", chat.body("broken", "Hello!"))
-            assert caught.value.code == 503
-            assert int(caught.value.headers["retry-after"]) >= 1
-            message = json.load(caught.value)["error"]["message"]
-            assert "no_such_activation" in message
-        assert server.log.read_text().count("loading broken failed") == 1
+async def test_an_engine_killed_while_idle_is_replaced_and_others_are_unaffected(victim: Server) -> None:
+    async with chat.session(victim) as client, asyncio.timeout(PATIENCE_S):
+        await chat.ask(client, facts.LLAMA_CHAT, facts.WHICH_MODEL)
+        before = set(engines(victim))
+        await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
+        (killed,) = set(engines(victim)) - before
+        async with chat.stream(client, facts.LLAMA_CHAT, facts.LONG_QUESTION) as pieces:
+            text = await anext(pieces)
+            killed.kill()
+            answer = await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
+            text += "".join([piece async for piece in pieces])
+    assert answer == facts.QWEN3.answers[facts.WHICH_MODEL]
+    assert text == facts.LONG_ANSWER
+
+
+async def test_an_engine_killed_while_it_answers_ends_the_stream_with_an_error(victim: Server) -> None:
+    async with chat.session(victim) as client, asyncio.timeout(PATIENCE_S):
+        async with chat.stream(client, facts.QWEN3_CHAT, facts.ENDLESS_QUESTION, max_tokens=1500) as pieces:
+            await anext(pieces)
+            (killed,) = engines(victim)
+            killed.kill()
+            with pytest.raises(chat.StreamError, match=facts.QWEN3_CHAT):
+                _ = [piece async for piece in pieces]
+        answer = await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
+    assert answer == facts.QWEN3.answers[facts.WHICH_MODEL]
+
+
+async def test_an_engine_killed_while_it_loads_fails_that_load_only(victim: Server) -> None:
+    async with chat.session(victim) as client, asyncio.timeout(PATIENCE_S):
+        waiting = asyncio.create_task(client.post("/v1/chat/completions", json=chat.body(facts.QWEN3_CHAT, "Hello!")))
+        while not (loading := engines(victim)):  # noqa: ASYNC110 - another process begins the load
+            await asyncio.sleep(0)
+        loading[0].kill()
+        refused = await waiting
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        error = (await refused.json())["error"]
+        assert error["code"] == "model_load_failed"
+        assert "SIGKILL" in error["message"]
+        assert await chat.ask(client, facts.LLAMA_CHAT, facts.WHICH_MODEL)
+
+
+def test_a_load_that_fails_tells_the_cause_and_is_not_repeated(victim: Server, folder: Path, demo_models: Path) -> None:
+    made = copy_as("odd", demo_models / facts.QWEN3_CHAT, folder, {"hidden_act": "no_such_activation"})
+    for _ in range(2):
+        status, retry_after, error = refusal(victim, made)
+        assert status == 503
+        assert int(retry_after or 0) >= 1
+        assert "no_such_activation" in error["message"]
+    assert victim.log.read_text().count("loading odd failed") == 1
 
 
 def test_a_truncated_shard_is_refused_before_anything_is_loaded(
-    start: Start, demo_models: Path, tmp_path: Path
+    victim: Server, folder: Path, demo_models: Path
 ) -> None:
-    weights = copy_of(demo_models / facts.QWEN3_CHAT, tmp_path) / "model.safetensors"
+    aside = copy_as("cut", demo_models / facts.QWEN3_CHAT, folder.parent)
+    weights = folder.parent / aside / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1000)
-    with start(models_dir=tmp_path) as server:
-        server.wait_until("/health/ready", PATIENCE_S)
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            server.post("/v1/chat/completions", chat.body("broken", "Hello!"))
-        assert caught.value.code == 400
-        assert "model.safetensors" in json.load(caught.value)["error"]["message"]
-        assert engines(server) == []
+    (folder.parent / aside).rename(folder / aside)
+    status, _, error = refusal(victim, aside)
+    assert status == 400
+    assert "model.safetensors" in error["message"]
+    assert engines(victim) == []
 
 
 async def test_a_folder_deleted_while_it_answers_lets_the_answer_finish(
-    start: Start, demo_models: Path, tmp_path: Path
+    victim: Server, folder: Path, demo_models: Path
 ) -> None:
-    folder = copy_of(demo_models / facts.QWEN3_CHAT, tmp_path)
-    with start(models_dir=tmp_path) as server:
-        server.wait_until("/health/ready", PATIENCE_S)
-        async with chat.session(server) as client, asyncio.timeout(2 * PATIENCE_S):
-            async with chat.stream(client, "broken", facts.LONG_QUESTION) as pieces:
-                text = await anext(pieces)
-                shutil.rmtree(folder)
-                text += "".join([piece async for piece in pieces])
-            assert text == facts.LONG_ANSWER
-            while server.get("/v1/models")["data"]:  # noqa: ASYNC110 - the folder is watched by another process
-                await asyncio.sleep(0.01)
-            async with client.post("/v1/chat/completions", json=chat.body("broken", "Hello!")) as answer:
-                assert answer.status == 404
+    name = copy_as("doomed", demo_models / facts.QWEN3_CHAT, folder)
+    async with chat.session(victim) as client, asyncio.timeout(PATIENCE_S):
+        await listed(victim, name, True)
+        async with chat.stream(client, name, facts.LONG_QUESTION) as pieces:
+            text = await anext(pieces)
+            shutil.rmtree(folder / name)
+            text += "".join([piece async for piece in pieces])
+        assert text == facts.LONG_ANSWER
+        await listed(victim, name, False)
+        async with client.post("/v1/chat/completions", json=chat.body(name, "Hello!")) as answer:
+            assert answer.status == 404
 
 
-async def test_nothing_outlives_a_killed_router_and_the_next_start_works(start: Start, tmp_path: Path) -> None:
-    with start(scratch=tmp_path) as server:
-        async with chat.session(server) as client, asyncio.timeout(PATIENCE_S):
-            await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
-        assert len(processes_of(tmp_path)) > 2
+def copy_as(name: str, model: Path, folder: Path, changes: dict[str, str] | None = None) -> str:
+    """Puts a copy of `model` into `folder` whole, as a rename does; with `changes` to its configuration."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        shutil.copytree(model, Path(aside) / name)
+        config = Path(aside) / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | (changes or {})))
+        (Path(aside) / name).rename(folder / name)
+    return name
+
+
+def refusal(server: Server, model: str) -> tuple[int, str | None, dict[str, str]]:
+    """(status, Retry-After, error) of a request for `model`, asked until its folder was noticed."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            server.post("/v1/chat/completions", chat.body(model, "Hello!"))
+        error = json.load(caught.value)["error"]
+        if error["code"] != "model_not_found":
+            return caught.value.code, caught.value.headers["retry-after"], error
+    raise AssertionError(f"{model} was never noticed")
+
+
+async def listed(server: Server, model: str, wanted: bool) -> None:
+    """Returns when `model` is (not) in the list: the folder is watched by another process."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (model in {entry["id"] for entry in server.get("/v1/models")["data"]}) != wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def killed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scratch folder of a server that was killed while it had an engine; nothing of it runs any more."""
+    scratch = tmp_path_factory.mktemp("killed")
+    with start(scratch=scratch) as server:
+        server.post("/v1/chat/completions", chat.body(facts.QWEN3_CHAT, facts.WHICH_MODEL))
+        assert len(processes_of(scratch)) > 2
         server.process.kill()
         server.process.wait(PATIENCE_S)
-        assert_nothing_left(tmp_path)
-    with start(scratch=tmp_path) as server:
-        async with chat.session(server) as client, asyncio.timeout(PATIENCE_S):
-            assert await chat.ask(client, facts.QWEN3_CHAT, facts.WHICH_MODEL)
-    assert_nothing_left(tmp_path)
+        assert_nothing_left(scratch)
+    return scratch
 
 
-async def test_a_term_signal_lets_running_answers_finish(start: Start) -> None:
-    with start() as server:
+async def test_the_start_after_a_kill_works_and_a_term_signal_lets_running_answers_finish(
+    start: Start, killed: Path
+) -> None:
+    with start(scratch=killed) as server:
         async with chat.session(server) as client, asyncio.timeout(2 * PATIENCE_S):
             async with chat.stream(client, facts.QWEN3_CHAT, facts.LONG_QUESTION) as pieces:
                 text = await anext(pieces)
