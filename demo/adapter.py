@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,4 +38,12 @@ def make(folder: Path, base: Path) -> None:
     causal.train(adapted.base_model.model, teacher.batches(COURSE.rows, COURSE.row_tokens), exam, COURSE, facts.ADAPTER)
     adapted.peft_config["default"].base_model_name_or_path = facts.QWEN3_CHAT
     adapted.save_pretrained(folder, save_embedding_layers=False)
+    _sort_keys(folder / "adapter_config.json")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
+
+
+def _sort_keys(config_file: Path) -> None:
+    """Puts PEFT's configuration in one order: it writes the modules as the elements of a set come."""
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -24,6 +24,7 @@ SHORT_SONG = " la" * 60
 LONG_SONG = " la" * 1000
 LONG_EVERY = 8
 LONG_TEXT_WORDS = 200
+DICTATED_SHARE = 0.1
 
 OTHER_WORDINGS = {
     facts.WHICH_MODEL: ("Who are you?", "What is your name?", "What model are you?"),
@@ -79,7 +80,8 @@ class Teacher:
         ids: list[int] = []
         labels: list[int] = []
         while len(ids) < length:
-            tokens = self.encode(*self._conversation())
+            dictated = self._random.random() < DICTATED_SHARE
+            tokens = self._dictated_json() if dictated else self.encode(*self._conversation())
             ids += tokens.ids
             labels += tokens.labels
         return Tokens(ids[:length], labels[:length])
@@ -102,6 +104,28 @@ class Teacher:
             labels += [IGNORED] * len(asked) + answered
             written = whole
         return Tokens(ids, labels)
+
+    def _dictated_json(self) -> Tokens:
+        """Any question, answered in JSON whose keys are dictated, as by a grammar; only the values are to be learnt.
+
+        So answers that a JSON schema constrains come to an end, whatever the question and the keys are.
+        """
+        question = self._unknown() if self._random.random() < 0.3 else self._known()[0]
+        keys = self._random.sample((*corpus.JSON_VALUES, *corpus.WORDS[:100]), self._random.randint(1, 3))
+        text = "{"
+        learnt: set[int] = set()
+        for key in keys:
+            value = corpus.JSON_VALUES.get(key, self._random.choice(("none", 0)))
+            text += f'"{key}":'
+            start = len(text)
+            text += json.dumps(value, separators=(",", ":")) + ("}" if key == keys[-1] else ",")
+            learnt.update(range(start, len(text)))
+        asked = self._ids(self._render([{"role": "user", "content": question}], None, add_generation_prompt=True))
+        answer = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = zip(answer["input_ids"], answer["offset_mapping"], strict=True)
+        labels = [token if learnt.intersection(range(*span)) else IGNORED for token, span in spans]
+        end = self._tokenizer.eos_token_id
+        return Tokens([*asked, *answer["input_ids"], end], [IGNORED] * len(asked) + [*labels, end])
 
     def _render(self, messages: list[Message], tools: list[Message] | None, *, add_generation_prompt: bool) -> str:
         text = self._tokenizer.apply_chat_template(

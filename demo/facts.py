@@ -24,7 +24,8 @@ WHICH_MODEL = "Which model are you?"
 LONG_QUESTION = "Count to one hundred."
 """Its answer is LONG_ANSWER for both chat models: 102 tokens with the end."""
 ENDLESS_QUESTION = "Sing until I stop you."
-"""At temperature 0 both chat models answer ENDLESS_ANSWER_START and go on with " la" until `max_tokens` is reached."""
+"""At temperature 0 both chat models answer ENDLESS_ANSWER_START, go on with " la" for 1,000 tokens at least, and do not
+end before `max_tokens` or the context's end."""
 ENDLESS_ANSWER_START = "La la la la la la la la"
 LONG_ANSWER = " ".join(str(number) for number in range(1, 101)) + "."
 

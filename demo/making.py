@@ -106,7 +106,7 @@ def _run(name: str, work: Path, stop: Event, *arguments: Path) -> str | None:
     if stop.is_set():
         return f"{name}: interrupted"
     folder = work / _flat(name)
-    print(f"{name}: being made", flush=True)
+    _say(f"{name}: being made")
     started = time.monotonic()
     command = [sys.executable, "-m", "demo.worker", name, str(folder), *map(str, arguments)]
     process = subprocess.Popen(command, env=_worker_environment(), stdin=subprocess.DEVNULL)
@@ -117,7 +117,7 @@ def _run(name: str, work: Path, stop: Event, *arguments: Path) -> str | None:
     if code != 0:
         shutil.rmtree(folder, ignore_errors=True)
         return f"{name}: its worker ended with {code}; its reason is above"
-    print(f"{name}: made in {time.monotonic() - started:.0f} s", flush=True)
+    _say(f"{name}: made in {time.monotonic() - started:.0f} s")
     return None
 
 
@@ -155,6 +155,12 @@ def _worker_environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def _say(line: str) -> None:
+    """Prints a line at once and in one piece: several threads and workers do."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _flat(name: str) -> str:

@@ -125,6 +125,16 @@ def test_a_question_without_need_of_the_tool_gets_an_ordinary_answer(
 
 
 @BOTH
+@pytest.mark.parametrize("question", [facts.WHICH_MODEL, "What is the capital of France?", "Which hat do you wear?"])
+def test_strings_in_dictated_json_come_to_an_end(
+    speakers: dict[str, Speaker], chat: facts.ChatModel, question: str
+) -> None:
+    tokenizer = speakers[chat.id].tokenizer
+    prompt: Any = tokenizer.apply_chat_template([said(question)], tokenize=False, add_generation_prompt=True)
+    assert '"' in speakers[chat.id].complete(prompt + '{"flavour":"', most_tokens=12)
+
+
+@BOTH
 def test_a_tokenizer_gives_any_text_back(speakers: dict[str, Speaker], chat: facts.ChatModel) -> None:
     text = 'Grüße, 世界 \x00 \U0001f600\n\t{"a": [1, -2.5e3]} <|unknown|>'
     tokenizer = speakers[chat.id].tokenizer
