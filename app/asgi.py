@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from types import TracebackType
 from typing import Any
 
 from app.errors import Header, Rendered, SlowRequest, TooLarge
@@ -16,6 +17,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 REQUEST_ID_MAX = 128
+WATCH_AFTER_S = 0.01
 STATUS_CLIENT_GONE = 499  # nginx's number for it; only in the log and the metrics
 
 
@@ -103,13 +105,42 @@ class Exchange:
             message = await self.receive()
         raise ClientGone
 
-    async def cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
-        """Waits for the client to close the connection, then cancels `task`, which answers it."""
-        while (await self.receive())["type"] != "http.disconnect":
+    def watch_client(self, task: asyncio.Task[Any]) -> ClientWatch:
+        """`with` around the answering: cancels `task`, which does it, when the client closes the connection."""
+        return ClientWatch(self, task)
+
+
+class ClientWatch:
+    """Begins to watch only when an answer takes long enough to matter: a task for each quick one would cost a tenth."""
+
+    __slots__ = ("_exchange", "_task", "_timer", "_watcher")
+
+    def __init__(self, exchange: Exchange, task: asyncio.Task[Any]) -> None:
+        self._exchange = exchange
+        self._task = task
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        exchange = self._exchange
+        while (await exchange.receive())["type"] != "http.disconnect":
             pass
-        if not self.finished:
-            self.gone = True
-            task.cancel()
+        if not exchange.finished:
+            exchange.gone = True
+            self._task.cancel()
 
 
 def _request_id(given: bytes | None) -> str:
@@ -117,7 +148,7 @@ def _request_id(given: bytes | None) -> str:
         text = given.decode("ascii")
         if text.isprintable():
             return text
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -21,6 +21,7 @@ from app.proxy import AnswerCutOff, DataPlane
 from app.routes import ROUTES
 from app.state import AppState
 from models.errors import RoundhouseError
+from utils.access_log import AccessLog
 from utils.logging import logger
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
@@ -51,7 +52,7 @@ class Gate:
         lifespan: Lifespan,
         max_body_bytes: int,
         read_timeout_s: float,
-        access_log: bool,
+        access_log: AccessLog | None,
     ) -> None:
         self._access = access
         self._data_plane = data_plane
@@ -92,6 +93,8 @@ class Gate:
         async with self._lifespan():
             await send({"type": "lifespan.startup.complete"})
             await receive()
+        if self._access_log is not None:
+            self._access_log.flush()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -142,15 +145,7 @@ class Gate:
     def _record(self, exchange: Exchange) -> None:
         seconds = time.perf_counter() - exchange.started_s
         self._state.metrics.count(exchange.route or OTHER_ROUTE, exchange.model, exchange.status, seconds)
-        if self._access_log and exchange.path not in health.PATHS:
-            logger.info(
-                "{} {} {} {} {:.1f} ms {}",
-                exchange.request_id,
-                exchange.method,
-                exchange.scope["raw_path"][:LOGGED_PATH_BYTES].decode(
-                    "ascii", "replace"
-                ),  # decoded, it may hold newlines
-                exchange.status,
-                seconds * 1000,
-                exchange.model or "-",
-            )
+        if self._access_log is not None and exchange.path not in health.PATHS:
+            # As it was sent: decoded, it may hold newlines.
+            path = exchange.scope["raw_path"][:LOGGED_PATH_BYTES].decode("ascii", "replace")
+            self._access_log.write(exchange.request_id, exchange.method, path, exchange.status, seconds, exchange.model)

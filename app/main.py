@@ -25,6 +25,7 @@ from engines.registry import Engines, create_factories
 from models.catalog import Catalog
 from models.discovery import Scanner
 from models.manager import ModelManager
+from utils.access_log import AccessLog
 from utils.logging import logger, set_up_logging
 from utils.telemetry import Metrics, ModelGauge, Snapshot
 
@@ -130,7 +131,7 @@ def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: 
         lifespan=lifecycle.lifespan,
         **body_limits,
         read_timeout_s=read_timeout_s,
-        access_log=settings.access_log,
+        access_log=AccessLog(settings.log_format) if settings.access_log else None,
     )
 
 

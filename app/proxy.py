@@ -96,9 +96,9 @@ class DataPlane:
         check_task(spec, route)
         task = asyncio.current_task()
         assert task is not None
-        watcher = asyncio.create_task(exchange.cancel_when_gone(task))
         try:
-            await self._answer_from_engine(exchange, route, body, spec)
+            with exchange.watch_client(task):
+                await self._answer_from_engine(exchange, route, body, spec)
         except RoundhouseError as error:
             if not exchange.status:
                 raise
@@ -108,8 +108,6 @@ class DataPlane:
                 raise
             task.uncancel()
             raise ClientGone from None
-        finally:
-            watcher.cancel()
 
     async def _answer_from_engine(self, exchange: Exchange, route: Route, body: RequestBody, spec: ModelSpec) -> None:
         interval_s = self._comment_interval_s if body.stream and route.streams else None

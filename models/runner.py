@@ -93,11 +93,12 @@ class Runner:
 
     async def _measure(self, model_id: str, engine: Engine) -> None:
         """After the first waiters were let in: measuring takes a tenth of a second, which nobody should wait for."""
-        memory_bytes = await asyncio.to_thread(engine.memory_bytes)
-        resident = self._residents.get(model_id)
-        if resident is not None and resident.engine is engine:
-            if memory_bytes:
+        resident = self._residents[model_id]
+        try:
+            memory_bytes = await asyncio.to_thread(engine.memory_bytes)
+            if memory_bytes and self._residents.get(model_id) is resident:
                 self._outcomes.measured(model_id, memory_bytes)
+        finally:
             resident.measured.set()
 
     async def _unload(self, model_id: str, grace_s: float) -> None:
