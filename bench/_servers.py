@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo.folders import cache_dir
+
 START_TIMEOUT_S = 180.0  # plain vLLM with a cold page cache, on two busy cores
 WARM_TIMEOUT_S = 120.0  # importing both frameworks
 STOP_TIMEOUT_S = 60.0
@@ -158,7 +160,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def demo_models() -> Path:
-    """The folder of demo models of this checkout, made on the first call."""
-    folder = Path(os.environ.get("ROUNDHOUSE_DEMO_MODELS_DIR") or "build/demo-models").resolve()
+    """The folder of demo models of this checkout's code, as the tests use it; made on the first call."""
+    folder = cache_dir()
     subprocess.run([sys.executable, "-m", "demo", str(folder)], check=True, stdout=sys.stderr)
     return folder

@@ -2,9 +2,10 @@
 
     python -m bench.cycles [--swaps 20]
 
-Memory is what the machine has in use (MemTotal less MemAvailable) before the first load and after the last unload;
-other work on the machine shows in it, so run this on a quiet one. Last line: `left_processes= memory_ratio= app_mib=`:
-the processes there beyond those before, memory in use after over before, and the resident memory of the app.
+Memory in use is what the kernel cannot reclaim (anonymous, shared, slabs, page tables, stacks), on the whole machine:
+MemAvailable would count the page cache, and moves by hundreds of MiB on a virtual machine where nothing happens. Other
+work on the machine shows in it. Last line: `left_processes= memory_ratio= app_mib=`: the processes there beyond those
+before, memory in use after over before, and the resident memory of the app.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -22,6 +24,7 @@ from demo.facts import LLAMA_CHAT, QWEN3_CHAT, WHICH_MODEL
 SETTLE_TIMEOUT_S = 10.0
 POLL_S = 0.1
 MIB = 2**20
+UNRECLAIMABLE = ("AnonPages", "Shmem", "SUnreclaim", "PageTables", "KernelStack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,13 @@ class Snapshot:
 
 def snapshot(server: Server) -> Snapshot:
     app = psutil.Process(server.process.pid)
-    memory = psutil.virtual_memory()
-    used = memory.total - memory.available
-    return Snapshot(len(app.children(recursive=True)), used / MIB, app.memory_info().rss / MIB)
+    return Snapshot(len(app.children(recursive=True)), used_kib() / 1024, app.memory_info().rss / MIB)
+
+
+def used_kib() -> int:
+    """What the whole machine holds and cannot give back."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return sum(int(fields[name].split()[0]) for name in UNRECLAIMABLE)
 
 
 def unload_all(server: Server) -> None:

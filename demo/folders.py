@@ -29,6 +29,12 @@ def digest() -> str:
     return whole.hexdigest()[:16]
 
 
+def cache_dir() -> Path:
+    """Where tests and benchmarks keep the models of this very code: below $ROUNDHOUSE_DEMO_MODELS_DIR, if set."""
+    default = Path(__file__).resolve().parent.parent / "build" / "demo-models"
+    return Path(os.environ.get("ROUNDHOUSE_DEMO_MODELS_DIR", default)).absolute() / digest()
+
+
 def is_empty(models_dir: Path) -> bool:
     """Whether a models folder holds nothing at all, or is not there."""
     try:

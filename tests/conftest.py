@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,23 +18,17 @@ MAKING_LIMIT_S = 1200.0
 """Many times what making takes on two quiet cores."""
 
 
-def demo_models_dir() -> Path:
-    """Where the demo models of this very code are kept (below $ROUNDHOUSE_DEMO_MODELS_DIR, if set)."""
-    cache = Path(os.environ.get("ROUNDHOUSE_DEMO_MODELS_DIR", ROOT / "build" / "demo-models"))
-    return cache.absolute() / folders.digest()
-
-
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Makes them before the first test, whose time limit would not be enough for it."""
     wanted = any("demo_models" in getattr(item, "fixturenames", ()) for item in session.items)
     if wanted and not session.config.option.collectonly:
-        _make(demo_models_dir())
+        _make(folders.cache_dir())
 
 
 @pytest.fixture(scope="session")
 def demo_models() -> Path:
     """The folder with the demo models (see `demo.facts`). Tests must not change it."""
-    return demo_models_dir()
+    return folders.cache_dir()
 
 
 def _make(folder: Path) -> None:

@@ -62,10 +62,11 @@ async def test_a_cold_engine_is_forked_and_ready_in_little_more_than_its_load(
         pass  # the launcher has imported by now
     engine = factory.create(spec_of(minilm))
     report = await engine.start(START_TIMEOUT_S)
+    memory_bytes = engine.memory_bytes()
     await engine.stop(WAIT_S)
     assert report.started_by == "fork"
     assert report.duration_s < 5  # 0.5 s on a quiet machine; the benchmark holds it to less
-    assert 0 < report.memory_bytes < 1024 * MIB
+    assert 0 < memory_bytes < 1024 * MIB
     assert factory.state()["start_method"] == "fork"
 
 
