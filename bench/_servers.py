@@ -43,6 +43,7 @@ class Server:
     url: str
     log: Path
     started_s: float  # time.monotonic() right before the process was made
+    answered_s: float = 0.0  # from then until /health answered
 
     def get(self, path: str, timeout_s: float = 10) -> Any:
         """The JSON document at `path`."""
@@ -132,7 +133,7 @@ def roundhouse(models_dir: Path, scratch: Path, **settings: object) -> Iterator[
     env |= {f"ROUNDHOUSE_{name.upper()}": str(value) for name, value in values.items()} | {MARK: str(scratch)}
     server = _spawn([sys.executable, "-m", "app.cli", "serve"], env, scratch / f"roundhouse-{port}.log", port)
     try:
-        server.wait_until("/health", START_TIMEOUT_S)
+        server.answered_s = server.wait_until("/health", START_TIMEOUT_S)
         yield server
     finally:
         server.stop()
