@@ -194,7 +194,7 @@ def _check_all(
     if documents.adapter is not None:
         _check_adapter(documents.adapter, findings)
     _check_code(verdict, documents, overrides, findings)
-    total_bytes = _check_weights(documents, overrides, findings, sizes)
+    total_bytes = _check_weights(documents, _stem(verdict, overrides), overrides, findings, sizes)
     if verdict.task in _SERVED and documents.adapter is None:
         _check_tokenizer(documents, findings)
     return total_bytes
@@ -203,13 +203,26 @@ def _check_all(
 _SERVED = frozenset({Task.CHAT, Task.COMPLETION, Task.EMBED, Task.RERANK, Task.ADAPTER})
 
 
+def _stem(verdict: Verdict, overrides: ModelOverrides) -> str | None:
+    """The file name, less its ending, that the engine's loader looks for; None where it takes any safetensors file."""
+    if verdict.task is Task.ADAPTER:
+        return "adapter_model"
+    return "model" if engine_for(verdict.task, overrides) == "transformers" else None
+
+
 def _check_weights(
-    documents: Documents, overrides: ModelOverrides, findings: _Findings, sizes: weights.SizeCache
+    documents: Documents,
+    stem: str | None,
+    overrides: ModelOverrides,
+    findings: _Findings,
+    sizes: weights.SizeCache,
 ) -> int:
     folder = documents.folder
     if "model_index.json" in folder.files:
         return 0
-    found = weights.inspect(folder, allow_pickle=overrides.allow_pickle, sizes=sizes, subfolder=documents.base)
+    found = weights.inspect(
+        folder, allow_pickle=overrides.allow_pickle, sizes=sizes, subfolder=documents.base, stem=stem
+    )
     findings.reasons.extend(found.reasons)
     findings.gaps.extend(found.gaps)
     findings.refusals.extend(found.refusals)

@@ -33,14 +33,20 @@ class Weights:
     refusals: list[str] = field(default_factory=list)
 
 
-def inspect(folder: Folder, *, allow_pickle: bool, sizes: SizeCache, subfolder: str = "") -> Weights:
-    """Judges the weights directly in `subfolder` of a model's folder."""
+def inspect(
+    folder: Folder, *, allow_pickle: bool, sizes: SizeCache, subfolder: str = "", stem: str | None = None
+) -> Weights:
+    """Judges the weights directly in `subfolder` of a model's folder.
+
+    `stem` is the one name that the loader looks for ("adapter_model"); without it, it takes the pickle beside, whatever
+    other safetensors files are there. None: it takes any safetensors file.
+    """
     weights = Weights()
     prefix = f"{subfolder}/" if subfolder else ""
     names = folder.names(subfolder)
     tensors = sorted(n for n in names if n.endswith(".safetensors"))
     try:
-        if tensors or "model.safetensors.index.json" in names:
+        if (tensors or "model.safetensors.index.json" in names) and not _takes_pickle(names, stem):
             chosen = _choose(folder, prefix, tensors, weights)
             _check_headers(folder, prefix, chosen, sizes, weights)
         else:
@@ -57,7 +63,7 @@ def inspect_modules(folder: Folder, subfolders: Iterable[str], *, allow_pickle: 
     total = Weights()
     for subfolder in subfolders:
         if any(name.endswith(".safetensors") or _is_pickle(name) for name in folder.names(subfolder)):
-            found = inspect(folder, allow_pickle=allow_pickle, sizes=sizes, subfolder=subfolder)
+            found = inspect(folder, allow_pickle=allow_pickle, sizes=sizes, subfolder=subfolder, stem="model")
             total.total_bytes += found.total_bytes
             total.gaps += found.gaps
             total.refusals += [f"{subfolder}: {refusal}" for refusal in found.refusals]
@@ -173,6 +179,12 @@ def _expected_bytes(fd: int, shown: str, actual: int) -> int:
 
 def _is_pickle(name: str) -> bool:
     return name.endswith(_PICKLE_SUFFIXES) and not name.startswith(_PICKLES_OF_TRAINING)
+
+
+def _takes_pickle(names: list[str], stem: str | None) -> bool:
+    if stem is None or f"{stem}.safetensors" in names or f"{stem}.safetensors.index.json" in names:
+        return False
+    return any(_is_pickle(name) for name in names)
 
 
 def _without_safetensors(folder: Folder, prefix: str, names: list[str], allow_pickle: bool, weights: Weights) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from models.types import Availability, ModelSpec
 from tests.models.folders import Content, chat_files, write_file, write_files, write_safetensors
 
 GOOD = "good/model"
+ST = "sentence_transformers.models."
 
 
 @pytest.fixture
@@ -239,6 +241,29 @@ def half_copied(root: Path) -> str:
     spec = next(spec for spec in scan(root) if spec.id == "bad")
     assert spec.availability is Availability.INCOMPLETE
     return spec.reasons[-1]
+
+
+DENSE = [{"path": "", "type": ST + "Transformer"}, {"path": "1_Dense", "type": ST + "Dense"}]
+ENCODER: dict[str, Content] = {"config.json": {"architectures": ["BertModel"], "model_type": "bert"}, "vocab.txt": "a"}
+ADAPTER: dict[str, Content] = {"adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": GOOD}}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ADAPTER | {"adapter_model.bin": 1000, "decoy.safetensors": 4096},
+        ENCODER | {"pytorch_model.bin": 1000, "decoy.safetensors": 4096},
+        ENCODER
+        | {"modules.json": DENSE, "model.safetensors": 4096, "1_Dense/config.json": {}}
+        | {"1_Dense/pytorch_model.bin": 1000, "1_Dense/decoy.safetensors": 4096},
+    ],
+    ids=["adapter", "encoder", "module"],
+)
+def test_safetensors_that_nothing_loads_do_not_excuse_the_pickle_beside_them(
+    models: Path, files: Mapping[str, Content]
+) -> None:
+    write_files(models / "bad", files)
+    assert has_reason(bad_one(models), "only pickle weights")
 
 
 def test_reading_a_folder_runs_none_of_its_code(models: Path) -> None:
