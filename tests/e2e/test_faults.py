@@ -168,9 +168,10 @@ def refusal(server: Server, model: str) -> tuple[int, str | None, dict[str, str]
 
 
 async def listed(server: Server, model: str, wanted: bool) -> None:
-    """Returns when `model` is (not) in the list: the folder is watched by another process."""
+    """Returns when `model` can be served, or is not known at all: the folder is watched by another process."""
+    path = "/v1/models" if wanted else "/v1/models?all=true"
     async with asyncio.timeout(PATIENCE_S):
-        while (model in {entry["id"] for entry in server.get("/v1/models")["data"]}) != wanted:  # noqa: ASYNC110
+        while (model in {entry["id"] for entry in server.get(path)["data"]}) != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
