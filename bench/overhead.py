@@ -37,7 +37,7 @@ BLOCKS, REQUESTS_A_BLOCK = 10, 300
 PATH = "/v1/chat/completions"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Which model are you?"}]})
 ANSWER = json.dumps({"id": "x", "object": "chat.completion", "choices": [{"message": {"content": "I am static."}}]})
-STOP_TIMEOUT_S = 10
+STOP_TIMEOUT_S = 10  # for a process to end by itself
 
 NGINX_CONF = """
 daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
@@ -142,7 +142,8 @@ def requests_per_s(port: int, seconds: int, scratch: Path) -> float:
     script.write_text(WRK_SCRIPT.format(body=BODY))
     url = f"http://{LOOPBACK}:{port}{PATH}"
     command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "-s", str(script), url]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + STOP_TIMEOUT_S)
+    output = done.stdout
     rate, bad = re.search(r"Requests/sec:\s*([\d.]+)", output), re.search(r"bad=(\d+)", output)
     if rate is None or bad is None or int(bad[1]):
         raise RuntimeError(f"wrk had failures:\n{output}")
