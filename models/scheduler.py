@@ -64,9 +64,9 @@ class Scheduler:
         commands: list[Command] = [self._reject(entry, ticket, error) for ticket in list(entry.waiting)]
         if entry.state in (State.COLD, State.FAILED) and not entry.running:
             del self.entries[model_id]
-            return commands
-        entry.removed = True
-        self._ask_unload(entry, now)
+        else:
+            entry.removed = entry.stale = True  # should it come back while it loads, its content may be another
+            self._ask_unload(entry, now)
         return commands + self._plan(now)
 
     # -- events ----------------------------------------------------------------------------------------------------
@@ -276,7 +276,6 @@ class Scheduler:
     def _make_room(self, now: float, commands: list[Command]) -> Command | bool | None:
         """Loads or drains for the models that are waited for. True: something changed, look again."""
         reserved_bytes = 0
-        ahead_s = 0.0
         for entry in self._wanted():
             need = entry.limits.footprint_bytes
             if self._fits(entry, reserved_bytes):
@@ -295,7 +294,6 @@ class Scheduler:
             if self.policy.residency == "one":
                 return None
             reserved_bytes += max(0, need - sum(self.ledger.charges[victim.model_id] for victim in chosen))
-            ahead_s += entry.cost_s
         return None
 
     def _begin_load(self, entry: Entry, now: float) -> Command:
@@ -363,17 +361,21 @@ class Scheduler:
         return None
 
     def _deadlines(self, now: float) -> Iterator[float]:
+        """Only what `_plan` would act on at that time: anything else would be due again at once, in a busy loop."""
+        if self._acting is not None:
+            return
         for entry in self.entries.values():
-            if entry.state is State.DRAINING and self._acting is None:
+            if entry.state is State.DRAINING:
                 yield entry.drain_since_s + self.policy.drain_timeout_s
             keep_alive_s = self._keep_alive_s(entry)
             if entry.state is State.READY and keep_alive_s:
                 yield (now if entry.running else entry.last_used_s) + keep_alive_s
-        if self._acting is None:
-            for entry in self._wanted():
-                chosen = victims.choose(self, entry, now)
-                if chosen and any(victim.state is State.READY for victim in chosen):
-                    yield victims.turn_ends_s(self, entry, chosen, now)
+        for entry in self._wanted():
+            chosen = victims.choose(self, entry, now)
+            if chosen and any(victim.state is State.READY for victim in chosen):
+                yield victims.turn_ends_s(self, entry, chosen, now)
+            if self.policy.residency == "one":
+                return
 
     # -- small moves -----------------------------------------------------------------------------------------------
 

@@ -10,13 +10,15 @@ from models.types import State
 if TYPE_CHECKING:
     from models.scheduler import Scheduler
 
+LEAVING = frozenset({State.DRAINING, State.UNLOADING})
 MINIMAL_COST_S = 0.01  # a model that was never measured must not divide by zero
 
 
 def kept_bytes(scheduler: Scheduler) -> int:
-    """What pinned models hold: they never leave for another."""
+    """What pinned models hold, less those that leave already (by request): they never leave for another."""
     charges = scheduler.ledger.charges
-    return sum(charges[e.model_id] for e in scheduler.entries.values() if e.limits.pinned and e.model_id in charges)
+    staying = (e for e in scheduler.entries.values() if e.limits.pinned and e.state not in LEAVING)
+    return sum(charges.get(entry.model_id, 0) for entry in staying)
 
 
 def choose(scheduler: Scheduler, target: Entry, now: float) -> list[Entry] | None:
@@ -44,12 +46,12 @@ def choose(scheduler: Scheduler, target: Entry, now: float) -> list[Entry] | Non
 
 def _can_leave(scheduler: Scheduler, entry: Entry) -> bool:
     charged = entry.model_id in scheduler.ledger.charges
-    return charged and (not entry.limits.pinned or entry.state in (State.DRAINING, State.UNLOADING))
+    return charged and (not entry.limits.pinned or entry.state in LEAVING)
 
 
 def _rank(entry: Entry, now: float) -> tuple[int, float]:
     """Smaller leaves sooner."""
-    if entry.state in (State.DRAINING, State.UNLOADING):
+    if entry.state in LEAVING:
         return (0, 0.0)
     cost_s = max(MINIMAL_COST_S, entry.cost_s)
     if entry.state is State.READY and not entry.running:
