@@ -11,7 +11,7 @@ from engines.base import Engine, EngineContext, EngineFactory, Verdict
 from engines.launcher import Launcher
 from engines.process import ProcessEngine, engine_files
 from engines.runtime.protocol import EngineRequest
-from engines.vllm_args import ServeArgs, estimate_bytes, serve_args
+from engines.vllm_args import ServeArgs, adapter_refusal, estimate_bytes, serve_args
 from models.types import Availability, ModelSpec, Task
 
 RUNTIME = "engines.runtime.vllm_runtime"
@@ -33,6 +33,9 @@ class VllmFactory:
         self._launcher = Launcher(self.name, RUNTIME, context, env=launcher_changes(context))
 
     def accepts(self, spec: ModelSpec) -> Verdict:
+        if spec.task is Task.ADAPTER:
+            refusal = adapter_refusal(spec.path)
+            return Verdict(not refusal, refusal or "vLLM serves it beside its base")
         if spec.task not in SERVED_TASKS:
             return Verdict(False, f"vLLM serves chat and completion here, not {spec.task}")
         if spec.availability is not Availability.AVAILABLE:

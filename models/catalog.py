@@ -54,8 +54,7 @@ class Catalog:
         exact = self._specs.get(name)
         if exact is not None:
             return exact
-        folded = name.casefold()
-        found = self._names.get(folded) or self._tails.get(folded)
+        found = self._found(name)
         if not found:
             raise UnknownModel(self._unknown(name), param="model")
         if len(found) > 1:
@@ -76,12 +75,10 @@ class Catalog:
             return spec
         parent = spec.parent or ""
         for name in (parent, parent.rstrip("/").rpartition("/")[2]):
-            try:
-                base = self.resolve(name)
-            except (UnknownModel, AmbiguousModel):
-                continue
-            if base.task is not Task.ADAPTER:
-                return base
+            # Not by `resolve`: naming the nearest ids takes long, and this is asked of each adapter at each change.
+            found = self._specs.get(name) or self._only(self._found(name))
+            if found is not None and found.task is not Task.ADAPTER:
+                return found
         raise UnknownModel(
             f"The adapter '{spec.id}' needs its base model '{parent}', which is not in the models folder. Put it "
             "there, or set base_model_name_or_path in adapter_config.json to the id of one that is.",
@@ -92,9 +89,17 @@ class Catalog:
         if adapter.availability is not Availability.AVAILABLE:
             return False
         try:
-            return self.base_of(adapter) is base
+            return self.base_of(adapter).id == base.id
         except UnknownModel:
             return False
+
+    def _found(self, name: str) -> set[str]:
+        """Ids that `name` could mean, spelled in whatever case."""
+        folded = name.casefold()
+        return self._names.get(folded) or self._tails.get(folded) or set()
+
+    def _only(self, found: set[str]) -> ModelSpec | None:
+        return self._specs[next(iter(found))] if len(found) == 1 else None
 
     def _unknown(self, name: str) -> str:
         servable = [spec.id for spec in self._specs.values() if spec.availability is Availability.AVAILABLE]

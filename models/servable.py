@@ -14,7 +14,7 @@ from models.types import Availability, ModelSpec, Task
 LOAD_COST_GUESS_S = 10.0  # before a model was ever measured
 # What an engine was started with; a change of any other override needs no reload.
 START_OVERRIDES = ("engine_args", "max_model_len", "kv_cache_bytes", "trust_remote_code", "allow_pickle")
-START_FIELDS = ("fingerprint", "path", "engine", "task", "aliases")
+START_FIELDS = ("fingerprint", "path", "engine", "task")  # not aliases: the proxy sends every engine its model's id
 
 
 class Servable:
@@ -38,14 +38,20 @@ class Servable:
         factory = self._factories.get(spec.engine)
         if factory is None:
             return f"The model '{spec.id}' needs the engine '{spec.engine}', which cannot be used here: see /health."
-        verdict = factory.accepts(spec)
-        return None if verdict.ok else f"The model '{spec.id}' cannot be served: {verdict.reason}."
+        return self._verdict(spec, factory)
 
     def reasons(self, spec: ModelSpec) -> Sequence[str]:
         """How its engine would be started, and why; empty where it cannot be served or is an adapter."""
         if spec.task is Task.ADAPTER or self.refusal(spec) is not None:
             return ()
-        return self._factories[spec.engine].reasons(spec, self._catalog.adapters_of(spec))
+        try:
+            return self._factories[spec.engine].reasons(spec, self.adapters(spec))
+        except Exception as error:  # as in _verdict
+            return (f"the engine '{spec.engine}' cannot say how it would be started: {type(error).__name__}: {error}",)
+
+    def adapters(self, base: ModelSpec) -> list[ModelSpec]:
+        """Those adapters of `base` that can be served: any other would keep their base's engine from starting."""
+        return [adapter for adapter in self._catalog.adapters_of(base) if self.refusal(adapter) is None]
 
     def limits(self, spec: ModelSpec, measured: Footprint | None) -> Limits:
         """What the scheduler is told of a model that can be served."""
@@ -66,7 +72,19 @@ class Servable:
         except UnknownModel as error:
             return error.message
         refusal = self.refusal(base)
-        return f"The adapter '{adapter.id}' needs its base model. {refusal}" if refusal else None
+        if refusal:
+            return f"The adapter '{adapter.id}' needs its base model. {refusal}"
+        return self._verdict(adapter, self._factories[base.engine])
+
+    def _verdict(self, spec: ModelSpec, factory: EngineFactory) -> str | None:
+        """What `factory` says of `spec`; its size too must be known before the scheduler is told of it."""
+        try:
+            verdict = factory.accepts(spec)
+            if verdict.ok and spec.task is not Task.ADAPTER:
+                factory.estimate_bytes(spec)
+        except Exception as error:  # third-party code: one model that it trips over must not take the others along
+            return f"The model '{spec.id}' cannot be judged by its engine: {type(error).__name__}: {error}."
+        return None if verdict.ok else f"The model '{spec.id}' cannot be served: {verdict.reason}."
 
 
 def must_reload(before: ModelSpec, after: ModelSpec) -> bool:

@@ -21,6 +21,7 @@ from demo import facts
 from engines.base import Endpoint, EngineStartError
 from engines.process import ProcessEngine
 from engines.runtime.vllm_runtime import START_METHOD_VARIABLE
+from engines.vllm_args import LORA_PLAIN_INITS, LORA_UNSUPPORTED
 from engines.vllm_engine import VllmFactory, launcher_changes
 from models.types import Availability, ModelOverrides, ModelSpec, Task
 from tests.engines.process_support import WAIT_S, engine_folders, until_gone
@@ -170,6 +171,14 @@ async def test_the_factory_takes_what_generates_and_nothing_else(factory: VllmFa
     assert not factory.accepts(chat_spec(tmp_path, availability=Availability.INCOMPLETE)).ok
 
 
+async def test_an_adapter_is_taken_or_refused_by_its_own_configuration(factory: VllmFactory, tmp_path: Path) -> None:
+    adapter = ModelSpec("pirate", tmp_path, Task.ADAPTER, "vllm", parent="x")
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}')
+    assert factory.accepts(adapter).ok
+    (tmp_path / "adapter_config.json").write_text('{"r": 4096, "lora_alpha": 8, "target_modules": "all-linear"}')
+    assert "rank 4096" in factory.accepts(adapter).reason
+
+
 async def test_vllms_environment_keeps_dev_mode_keys_and_the_network_out(factory: VllmFactory) -> None:
     changes = launcher_changes(factory._context)
     assert changes["VLLM_SERVER_DEV_MODE"] is None
@@ -194,3 +203,10 @@ async def test_vllms_cpu_platform_still_sets_spawn_in_the_one_place_that_we_set_
     assert setting == ["check_and_update_config"]
     method = next(node for node in functions if node.name == "check_and_update_config")
     assert [ast.unparse(decorator) for decorator in method.decorator_list] == ["classmethod"]
+
+
+async def test_vllm_still_refuses_adapters_for_what_we_refuse_them_for() -> None:
+    """Should this fail, look at engines/vllm_args.py: adapter_refusal."""
+    source = vllm_source("lora", "peft_helper.py")
+    assert [key for key in LORA_UNSUPPORTED if f"if self.{key}:" not in source] == []
+    assert all(f'"{init}"' in source for init in LORA_PLAIN_INITS)

@@ -67,3 +67,9 @@ def test_replacing_tells_the_listeners_and_forgets_what_went() -> None:
     catalog.replace([changed])
     assert told == [[changed]]
     assert catalog.get(QWEN.id) is None
+
+
+def test_a_thousand_adapters_without_a_base_cost_no_search_for_near_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("models.catalog.difflib.get_close_matches")  # 0.1 s each with 10,000 models
+    orphans = [spec(f"me/{number}", task=Task.ADAPTER, parent="missing/base") for number in range(1000)]
+    assert Catalog([QWEN, *orphans]).adapters_of(QWEN) == []
