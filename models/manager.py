@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engines.base import EngineFactory
+from models import refusals
 from models.catalog import Catalog
-from models.errors import EngineGone, ModelUnusable, RoundhouseError, ShuttingDown, UnknownModel
+from models.errors import EngineGone, ModelUnusable, RoundhouseError, UnknownModel
 from models.footprints import Footprint, FootprintStore
 from models.leases import Lease, LeaseContext, MemoryStatus
 from models.policy import Limits, Policy
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 MEASURE_WAIT_S = 5.0  # for an explicit load to tell the memory, too
 CLOSE_POLL_S = 0.05  # how often close() looks whether running answers have finished
 MINIMAL_TICK_S = 0.001  # a deadline in the past is due at once, but never in a busy loop
-SHUTDOWN_RETRY_S = 10.0  # a restart takes about as long
 ACQUIRE_TRIES = 3  # an engine that dies at once each time is not tried for ever
 AT_REST = frozenset({State.COLD, State.FAILED})
 
@@ -87,7 +87,9 @@ class ModelManager:
         """Refuses new leases, waits up to `drain_s` for running answers, ends every engine and every launcher."""
         self._closing = True
         for ticket in list(self._futures):
-            self._resolve(ticket, ShuttingDown("Roundhouse is shutting down.", retry_after_s=SHUTDOWN_RETRY_S))
+            self._resolve(ticket, refusals.shutting_down())
+            if self.scheduler.is_waiting(ticket):  # or a load that ends now would grant it, and it would never release
+                self._feed(self.scheduler.on_cancel, ticket)
         deadline = self._clock() + drain_s
         # Polled, once and at the end: an event would cost every request.
         while self._any_running() and self._clock() < deadline:  # noqa: ASYNC110
@@ -117,6 +119,7 @@ class ModelManager:
                 log.info("%s has changed: it will be loaded anew", model_id)
                 self._feed(self.scheduler.on_changed, model_id)
         self._begin_preloads()
+        self._tick()  # limits that changed take effect at once
 
     def set_policy(self, policy: Policy) -> None:
         """Takes effect with the next decision, which is made at once."""
@@ -152,6 +155,8 @@ class ModelManager:
 
     async def unload(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
         """Takes a model off the device after its running answers; with `wait`, returns when it is confirmed gone."""
+        if self._closing:
+            raise refusals.shutting_down()
         base = self._base(spec)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unload_waiters.setdefault(base.id, []).append(gone)
@@ -181,23 +186,27 @@ class ModelManager:
 
     async def acquire(self, spec: ModelSpec) -> tuple[int, Lease]:
         """A ticket, to be given to `release` exactly once, and its lease."""
-        base = self._base(spec)
         for _ in range(ACQUIRE_TRIES):
+            spec = self._current(spec)
+            base = self._base(spec)
             resident = self._runner.get(base.id)
-            if resident is not None and spec.id not in resident.served:
-                self._feed(self.scheduler.on_changed, base.id)  # the adapter appeared after its base was started
+            if resident is not None and not resident.serves(spec):
+                self._feed(self.scheduler.on_changed, base.id)  # the adapter came or changed after its base was started
             ticket = next(self._tickets)
             future = self._ask(ticket, base.id, holds=True)
             if future is not None:
                 await self._wait(ticket, future)
             resident = self._runner.get(base.id)
-            if resident is not None and spec.id in resident.served:
+            if resident is not None and resident.serves(spec):
                 return ticket, Lease(resident.engine.endpoint, spec, spec.id)
             self.release(ticket)  # the engine died between the grant and this task's turn
         raise EngineGone(f"The engine of '{base.id}' ended as soon as it was ready. See its log.", param="model")
 
     def release(self, ticket: int) -> None:
-        self._feed(self.scheduler.on_release, ticket)
+        commands = self.scheduler.on_release(ticket, self._clock())
+        if commands or self.scheduler.queued:  # else no deadline has come closer: this is the hot path
+            self._carry_out(commands)
+            self._set_timer()
 
     # -- Outcomes of the runner ------------------------------------------------------------------------------------
 
@@ -232,16 +241,18 @@ class ModelManager:
     def _feed(self, event: Callable[..., list[Command]], *args: object) -> None:
         """One event in, its commands carried out. The time is put in after the model or ticket that it is about."""
         self._carry_out(event(*args[:1], self._clock(), *args[1:]))
+        self._set_timer()
 
     def _ask(self, ticket: int, model_id: str, *, holds: bool) -> asyncio.Future[None] | None:
         """None: granted at once. A future is made only where somebody must wait: this is the hot path."""
         if self._closing:
-            raise ShuttingDown("Roundhouse is shutting down.", retry_after_s=SHUTDOWN_RETRY_S)
+            raise refusals.shutting_down()
         commands = self.scheduler.on_request(ticket, model_id, self._clock(), holds=holds)
         if len(commands) == 1 and type(commands[0]) is Grant and commands[0].ticket == ticket:
             return None
         future = self._futures[ticket] = asyncio.get_running_loop().create_future()
         self._carry_out(commands)
+        self._set_timer()
         return future
 
     def _carry_out(self, commands: list[Command]) -> None:
@@ -255,12 +266,10 @@ class ModelManager:
                     self._begin_load(model_id)
                 case Unload(model_id):
                     self._runner.unload(model_id, self.scheduler.policy.stop_grace_s)
-        if commands or self.scheduler.queued:
-            self._set_timer()
 
     def _begin_load(self, model_id: str) -> None:
         spec = self._known[model_id]
-        adapters = self.catalog.adapters_of(spec)
+        adapters = self.servable.adapters(spec)
         self._runner.load(spec, adapters, self.factories[spec.engine], self.scheduler.policy.load_timeout_s)
 
     def _set_timer(self) -> None:
@@ -274,10 +283,8 @@ class ModelManager:
             self._timer = loop.call_later(max(MINIMAL_TICK_S, deadline - now), self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
         self._carry_out(self.scheduler.on_tick(self._clock()))
-        if self._timer is None:
-            self._set_timer()
+        self._set_timer()
 
     def _resolve(self, ticket: int, error: RoundhouseError | None) -> None:
         future = self._futures.pop(ticket, None)
@@ -316,6 +323,13 @@ class ModelManager:
 
     def _any_running(self) -> bool:
         return any(entry.running for entry in self.scheduler.entries.values())
+
+    def _current(self, spec: ModelSpec) -> ModelSpec:
+        """What the catalog has of it now: it may have changed since the caller asked, or gone. Raises UnknownModel."""
+        found = self.catalog.get(spec.id)
+        if found is None:
+            raise self._removal(spec.id)
+        return found
 
     def _base(self, spec: ModelSpec) -> ModelSpec:
         """The model whose engine serves `spec`. Raises as `check` does."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from models.errors import Busy, DoesNotFit, LoadFailed
+from models.errors import Busy, DoesNotFit, LoadFailed, ShuttingDown
 from models.scheduling import Entry
 
 NEVER_RETRY_S = 3600.0  # a model that cannot fit does not fit a minute later either
+SHUTDOWN_RETRY_S = 10.0  # a restart takes about as long
 MIB = 2**20
 
 
@@ -33,3 +34,7 @@ def does_not_fit(entry: Entry, budget_bytes: int, kept_bytes: int) -> DoesNotFit
     )
     advice = "Unload or unpin a pinned model, lower kv_cache_bytes or max_model_len, or raise memory_budget_bytes."
     return DoesNotFit(f"{text} {advice}", param="model", retry_after_s=NEVER_RETRY_S)
+
+
+def shutting_down() -> ShuttingDown:
+    return ShuttingDown("Roundhouse is shutting down.", retry_after_s=SHUTDOWN_RETRY_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from models.types import LoadReport, ModelSpec
 
 log = logging.getLogger(__name__)
 
+MAX_CAUSE_CHARS = 1000  # of a failure, for clients …
+MAX_TAIL_CHARS = 1500  # … and of the log's end after it; the whole of it is in the log file
 STOP_RETRY_S = 1.0  # after an engine could not be confirmed gone: its memory must not be given away before
 
 
@@ -33,8 +35,12 @@ class Resident:
 
     engine: Engine
     spec: ModelSpec
-    served: frozenset[str]  # ids of the model and of the adapters that it was started with
+    adapters: Mapping[str, str]  # id → fingerprint of those that it was started with
     measured: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def serves(self, spec: ModelSpec) -> bool:
+        """True for its model, and for an adapter whose folder it was started with has not changed since."""
+        return spec.id == self.spec.id or self.adapters.get(spec.id) == spec.fingerprint
 
 
 class Runner:
@@ -44,6 +50,7 @@ class Runner:
         self._outcomes = outcomes
         self._residents: dict[str, Resident] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def get(self, model_id: str) -> Resident | None:
         return self._residents.get(model_id)
@@ -53,11 +60,13 @@ class Runner:
         self._spawn(self._load(spec, adapters, factory, timeout_s), f"load {spec.id}")
 
     def unload(self, model_id: str, grace_s: float) -> None:
-        """Begins to end the engine; ends in `unloaded`."""
-        self._spawn(self._unload(model_id, grace_s), f"unload {model_id}")
+        """Begins to end the engine; ends in `unloaded`. Nothing after `close`, which has ended every engine."""
+        if not self._closed:
+            self._spawn(self._unload(model_id, grace_s), f"unload {model_id}")
 
     async def close(self, grace_s: float) -> None:
         """Ends every task and engine; returns when all are confirmed gone."""
+        self._closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -73,6 +82,7 @@ class Runner:
     async def _load(self, spec: ModelSpec, adapters: list[ModelSpec], factory: EngineFactory, timeout_s: float) -> None:
         began = time.monotonic()
         log.info("loading %s", spec.id)
+        engine: Engine | None = None
         try:
             engine = factory.create(spec, adapters)
             report = await engine.start(timeout_s)
@@ -82,10 +92,11 @@ class Runner:
             return
         except Exception as error:  # a factory's bug must fail one load, not leave the device busy for ever
             log.exception("loading %s failed unexpectedly", spec.id)
-            self._outcomes.load_failed(spec.id, f"{type(error).__name__}: {error}.")
+            if engine is not None:  # only an EngineStartError says that nothing of it is left
+                await self._end(spec.id, engine, 0)
+            self._outcomes.load_failed(spec.id, f"{type(error).__name__}: {error}."[:MAX_CAUSE_CHARS])
             return
-        served = frozenset({spec.id, *(adapter.id for adapter in adapters)})
-        self._residents[spec.id] = Resident(engine, spec, served)
+        self._residents[spec.id] = Resident(engine, spec, {adapter.id: adapter.fingerprint for adapter in adapters})
         log.info("loaded %s in %.2f s (%s)", spec.id, time.monotonic() - began, report.started_by)
         self._spawn(self._watch(spec.id, engine), f"watch {spec.id}")
         self._outcomes.loaded(spec.id, report)
@@ -102,17 +113,19 @@ class Runner:
             resident.measured.set()
 
     async def _unload(self, model_id: str, grace_s: float) -> None:
-        engine = self._residents[model_id].engine
-        while True:
-            try:
-                await engine.stop(grace_s)
-                break
-            except Exception:  # whatever it was: without confirmation the memory stays charged, so try again
-                log.exception("%s could not be confirmed gone; trying again", model_id)
-                await asyncio.sleep(STOP_RETRY_S)
+        await self._end(model_id, self._residents[model_id].engine, grace_s)
         del self._residents[model_id]
         log.info("unloaded %s", model_id)
         self._outcomes.unloaded(model_id)
+
+    async def _end(self, model_id: str, engine: Engine, grace_s: float) -> None:
+        """Returns when the engine is confirmed gone, after as many tries as that takes."""
+        while True:
+            try:
+                return await engine.stop(grace_s)
+            except Exception:  # whatever it was: without confirmation the memory stays charged, so try again
+                log.exception("%s could not be confirmed gone; trying again", model_id)
+                await asyncio.sleep(STOP_RETRY_S)
 
     async def _watch(self, model_id: str, engine: Engine) -> None:
         report = await engine.wait_exited()
@@ -123,6 +136,10 @@ class Runner:
 
 
 def _cause(error: EngineStartError) -> str:
-    """One text for the client: the cause, and the end of the engine's log where there is one."""
-    message = error.message.rstrip(".")
-    return f"{message}. The end of its log: {error.log_tail.strip()}" if error.log_tail.strip() else f"{message}."
+    """One text for the client, bounded: the cause, and the end of the engine's log where there is one."""
+    message = error.message[:MAX_CAUSE_CHARS].rstrip(".")
+    tail = error.log_tail.strip()
+    if len(tail) > MAX_TAIL_CHARS:
+        kept = tail[-MAX_TAIL_CHARS:]
+        tail = "… " + (kept.partition("\n")[2] or kept)  # from the beginning of a line on, where it has one
+    return f"{message}. The end of its log: {tail}" if tail else f"{message}."

@@ -1,0 +1,264 @@
+"""The manager when something goes wrong, or changes, at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from engines.base import EngineStartError, Verdict
+from models.catalog import Catalog
+from models.errors import LoadFailed, ModelUnusable, ShuttingDown, UnknownModel
+from models.manager import ModelManager
+from models.policy import Policy
+from models.runner import MAX_CAUSE_CHARS, MAX_TAIL_CHARS, _cause
+from models.types import ModelOverrides, ModelSpec, State, Task
+from tests.models.fake_engines import FakeEngine, FakeFactory
+from tests.models.specs import MIB, spec
+
+PATIENCE_S = 10
+A, B, C = spec("org/a"), spec("org/b"), spec("org/c")
+PIRATE = spec("org/pirate", task=Task.ADAPTER, parent="org/a")
+
+
+class FragileFactory(FakeFactory):
+    """Trips over models with strange architectures, as a third party's code may."""
+
+    def accepts(self, spec: ModelSpec) -> Verdict:
+        if spec.architecture == "Bomb":
+            raise ZeroDivisionError("heads")
+        return super().accepts(spec)
+
+    def estimate_bytes(self, spec: ModelSpec) -> int:
+        if spec.architecture == "Measureless":
+            raise OverflowError("too many layers")
+        return super().estimate_bytes(spec)
+
+
+@pytest.fixture
+def factory() -> FakeFactory:
+    return FragileFactory()
+
+
+@pytest.fixture
+async def manager(factory: FakeFactory, tmp_path: Path) -> AsyncIterator[ModelManager]:
+    """Room for two of the models, whose estimates are 100 MiB and which measure 120."""
+    made = ModelManager(
+        catalog=Catalog([A, B, C]),
+        factories={"fake": factory},
+        policy=Policy(),
+        budget_bytes=250 * MIB,
+        state_dir=tmp_path,
+    )
+    await made.start()
+    yield made
+    factory.may_start.set()
+    factory.may_stop.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await made.close(0)
+    assert factory.alive() == []
+
+
+async def until(manager: ModelManager, model: str, state: State) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while manager.status(model).state is not state:  # noqa: ASYNC110 - states have no event to wait for
+            await asyncio.sleep(0)
+
+
+async def use(manager: ModelManager, model: str) -> str:
+    async with asyncio.timeout(PATIENCE_S), manager.lease(manager.catalog.resolve(model)) as lease:
+        return lease.served_name
+
+
+@pytest.mark.parametrize(("architecture", "cause"), [("Bomb", "heads"), ("Measureless", "too many layers")])
+async def test_a_model_that_its_engine_trips_over_is_refused_and_the_others_are_served(
+    manager: ModelManager, architecture: str, cause: str
+) -> None:
+    manager.catalog.replace([spec("a-bad", architecture=architecture), A])
+    assert await use(manager, "a") == "org/a"
+    with pytest.raises(ModelUnusable, match=cause):
+        await use(manager, "a-bad")
+
+
+async def test_a_model_that_nobody_waited_for_to_the_end_is_unloaded_after_its_keep_alive(
+    manager: ModelManager, factory: FakeFactory
+) -> None:
+    manager.set_policy(Policy(keep_alive_s=0.05))
+    factory.may_start.clear()
+    task = asyncio.create_task(use(manager, "a"))
+    await until(manager, "org/a", State.LOADING)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    factory.may_start.set()
+    await until(manager, "org/a", State.READY)
+    async with asyncio.timeout(PATIENCE_S):
+        await factory.engines[0].wait_exited()
+
+
+async def test_an_unload_ends_an_answer_that_outlasts_the_drain_timeout(manager: ModelManager) -> None:
+    manager.set_policy(Policy(drain_timeout_s=0.05))
+    async with manager.lease(A), asyncio.timeout(PATIENCE_S):
+        assert (await manager.unload(A)).state is State.COLD
+
+
+async def test_a_keep_alive_configured_for_an_idle_model_takes_effect_at_once(
+    manager: ModelManager, factory: FakeFactory
+) -> None:
+    await use(manager, "a")
+    manager.catalog.replace([dataclasses.replace(A, overrides=ModelOverrides(keep_alive_s=0.05))])
+    async with asyncio.timeout(PATIENCE_S):
+        await factory.engines[0].wait_exited()
+
+
+async def test_time_that_passes_while_the_device_is_busy_costs_no_ticks(
+    manager: ModelManager, factory: FakeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.set_policy(Policy(keep_alive_s=0.01))
+    async with manager.lease(A):
+        factory.may_start.clear()
+        loading = asyncio.create_task(use(manager, "b"))
+        await until(manager, "org/b", State.LOADING)
+    ticks = 0
+
+    def on_tick(now: float) -> list[object]:
+        nonlocal ticks
+        ticks += 1
+        return []
+
+    monkeypatch.setattr(manager.scheduler, "on_tick", on_tick)
+    await asyncio.wait([loading], timeout=0.1)  # ten keep-alives
+    monkeypatch.undo()
+    assert ticks <= 1
+    factory.may_start.set()
+    assert await loading == "org/b"
+
+
+async def test_closing_during_a_load_does_not_wait_for_requests_that_were_refused(
+    factory: FakeFactory, tmp_path: Path
+) -> None:
+    manager = ModelManager(
+        catalog=Catalog([A]), factories={"fake": factory}, policy=Policy(), budget_bytes=500 * MIB, state_dir=tmp_path
+    )
+    await manager.start()
+    factory.may_start.clear()
+    waiting = asyncio.create_task(use(manager, "a"))
+    await until(manager, "org/a", State.LOADING)
+    running = manager.scheduler.entries["org/a"].running
+    running.add(-1)  # an answer that keeps `close` waiting until the load has ended by itself
+    closing = asyncio.create_task(manager.close(10 * PATIENCE_S))
+    with pytest.raises(ShuttingDown):
+        await waiting
+    factory.may_start.set()
+    await until(manager, "org/a", State.READY)
+    running.remove(-1)
+    async with asyncio.timeout(PATIENCE_S):
+        await closing
+    with pytest.raises(ShuttingDown):
+        await manager.unload(A)
+    assert factory.alive() == []
+
+
+async def test_an_adapter_whose_folder_changed_is_loaded_anew_with_its_base(
+    manager: ModelManager, factory: FakeFactory
+) -> None:
+    manager.catalog.replace([A, PIRATE])
+    await use(manager, "pirate")
+    manager.catalog.replace([A, dataclasses.replace(PIRATE, fingerprint="2")])
+    assert await use(manager, "a") == "org/a"
+    assert len(factory.engines) == 1  # the base alone needs no reload
+    assert await use(manager, "pirate") == "org/pirate"
+    assert len(factory.engines) == 2
+
+
+async def test_a_removed_adapter_is_unknown_while_its_base_serves_on(
+    manager: ModelManager, factory: FakeFactory
+) -> None:
+    manager.catalog.replace([A, PIRATE])
+    await use(manager, "pirate")
+    manager.catalog.replace([A])
+    with pytest.raises(UnknownModel):
+        await use(manager, "pirate")
+    with pytest.raises(UnknownModel, match="removed"):  # found by a request just before it went
+        async with manager.lease(PIRATE):
+            pass
+    assert await use(manager, "a") == "org/a"
+    assert len(factory.engines) == 1
+
+
+async def test_an_adapter_that_no_engine_takes_does_not_keep_its_base_from_starting(
+    manager: ModelManager, factory: FakeFactory
+) -> None:
+    odd = dataclasses.replace(PIRATE, id="org/odd", architecture="Odd")
+    manager.catalog.replace([A, PIRATE, odd])
+    with pytest.raises(ModelUnusable, match="architecture Odd is not known"):
+        await use(manager, "odd")
+    await use(manager, "a")
+    assert factory.engines[0].adapters == ["org/pirate"]
+
+
+async def test_a_model_removed_while_its_engine_is_replaced_is_unknown_to_who_waits(
+    manager: ModelManager, factory: FakeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory.may_start.clear()
+    waiting = asyncio.create_task(use(manager, "a"))
+    await until(manager, "org/a", State.LOADING)
+    factory.may_start.set()
+    await until(manager, "org/a", State.READY)  # granted, but the task has not run yet
+    monkeypatch.setattr(manager._runner, "get", lambda _: None)  # as if the engine had died and were cleared away
+    manager.catalog.replace([B])
+    with pytest.raises(UnknownModel, match="removed"):
+        await waiting
+    monkeypatch.undo()
+    async with asyncio.timeout(PATIENCE_S):
+        await factory.engines[0].wait_exited()
+
+
+async def test_a_model_that_comes_back_changed_while_it_loads_is_served_from_its_new_content(
+    manager: ModelManager, factory: FakeFactory
+) -> None:
+    factory.may_start.clear()
+    await manager.load(A, wait=False)
+    manager.catalog.replace([B])
+    manager.catalog.replace([dataclasses.replace(A, fingerprint="2"), B])
+    waiting = asyncio.create_task(use(manager, "a"))
+    await asyncio.sleep(0)
+    factory.may_start.set()
+    assert await waiting == "org/a"
+    assert [engine.spec.fingerprint for engine in factory.engines] == ["1", "2"]
+
+
+async def test_new_aliases_reload_nothing(manager: ModelManager, factory: FakeFactory) -> None:
+    await use(manager, "a")
+    manager.catalog.replace([dataclasses.replace(A, aliases=("gpt-4o",)), B])
+    assert await use(manager, "gpt-4o") == "org/a"
+    assert len(factory.engines) == 1
+
+
+async def test_memory_of_a_start_that_failed_in_an_unknown_way_is_free_only_once_it_is_gone(
+    manager: ModelManager, factory: FakeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(engine: FakeEngine, timeout_s: float) -> None:
+        engine.alive = True
+        raise RuntimeError("processes outlived SIGKILL")
+
+    monkeypatch.setattr(FakeEngine, "start", start)
+    factory.may_stop.clear()
+    waiting = asyncio.create_task(use(manager, "a"))
+    await until(manager, "org/a", State.LOADING)
+    await asyncio.sleep(0)
+    assert manager.memory().charged_bytes == 100 * MIB
+    factory.may_stop.set()
+    with pytest.raises(LoadFailed, match="outlived"):
+        await waiting
+    assert manager.memory().charged_bytes == 0
+    assert factory.alive() == []
+
+
+def test_what_a_client_is_told_of_a_failure_is_bounded_and_ends_with_the_log_s_end() -> None:
+    told = _cause(EngineStartError("it failed " * 1000, "a line\n" * 10_000 + "the last line\n"))
+    assert len(told) < MAX_CAUSE_CHARS + MAX_TAIL_CHARS + 100
+    assert "… a line" in told
+    assert told.endswith("the last line")
