@@ -32,10 +32,10 @@ class FootprintStore:
         self._by_id: dict[str, Footprint] = {}
         try:
             raw = orjson.loads(path.read_bytes())
-            self._by_id = {str(model_id): Footprint(**entry) for model_id, entry in raw.items()}
+            self._by_id = {str(model_id): _footprint(**entry) for model_id, entry in raw.items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
             log.warning("cannot read %s (%s): starting without measured footprints", path, error)
 
     def get(self, model_id: str, fingerprint: str) -> Footprint | None:
@@ -52,3 +52,11 @@ class FootprintStore:
             os.replace(temporary, self._path)
         except OSError as error:
             log.warning("cannot write %s (%s): footprints are lost at exit", self._path, error)
+
+
+def _footprint(memory_bytes: float, load_s: float, fingerprint: str) -> Footprint:
+    """Raises TypeError or ValueError for what we cannot have written: a wrong number would stop the scheduler."""
+    found = Footprint(int(memory_bytes), float(load_s), str(fingerprint))
+    if not (found.memory_bytes > 0 and found.load_s >= 0):
+        raise ValueError(f"no measurement: {found}")
+    return found

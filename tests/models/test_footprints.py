@@ -4,6 +4,11 @@ import pytest
 
 from models.footprints import Footprint, FootprintStore
 
+NO_MEASUREMENTS = [
+    b'{"a": {"memory_bytes": %s, "load_s": %s, "fingerprint": "f"}}' % figures
+    for figures in ((b'"many"', b"1"), (b"null", b"1"), (b"-5", b"1"), (b"1e400", b"1"), (b"1", b'"long"'))
+]
+
 
 def test_a_footprint_is_known_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state" / "footprints.json"
@@ -17,7 +22,9 @@ def test_a_footprint_of_other_content_is_not_used(tmp_path: Path) -> None:
     assert store.get("a", "f2") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": {"memory_bytes": 1}}', b'{"a": 1}', b"\xff\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b'{"a": {"memory_bytes": 1}}', b'{"a": 1}', b"\xff\x00", *NO_MEASUREMENTS]
+)
 def test_a_damaged_file_means_starting_without_figures(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "footprints.json"
     path.write_bytes(content)
