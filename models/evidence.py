@@ -110,6 +110,11 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
         return _unsupported("modules.json: a sparse encoder (SPLADE)", "no engine serves sparse embeddings yet")
     if "CLIPModel" in kinds:
         return _unsupported("modules.json: CLIP, text with images", "no engine serves image embeddings yet")
+    if kinds & {"Router", "Asym"}:
+        return _unsupported(
+            "modules.json: one model for queries and another for documents (Router)",
+            "no engine serves routed embedding models yet",
+        )
     if clues.sentence_kind == "CrossEncoder" or "LogitScore" in kinds:
         return _cross_encoder(clues, kinds)
     if kinds <= {"Transformer"} and any(name.endswith("ForSequenceClassification") for name in clues.architectures):

@@ -210,6 +210,12 @@ OTHERS = [
     Row("lightonai/GTE-ModernColBERT-v1", {**encoder("ModernBertModel", "modernbert"), "modules.json": [
             POOLED[0], {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"}]},
         Task.UNSUPPORTED, UNUSABLE, reason="late interaction"),
+    Row("someone/asymmetric-router", {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": ST + "Router"}],
+            "router_config.json": {"structure": {"query": ["query_0_Dense"], "document": ["document_0_Transformer"]}},
+            "config_sentence_transformers.json": {"model_type": "SentenceTransformer"},
+            "query_0_Dense/config.json": {}, "query_0_Dense/pytorch_model.bin": 1000,
+            "document_0_Transformer/config.json": {}, "document_0_Transformer/model.safetensors": 4000},
+        Task.UNSUPPORTED, UNUSABLE, reason="no engine serves routed embedding models yet"),
     Row("vidore/colqwen2-v1.0-hf", encoder("ColQwen2ForRetrieval", "colqwen2"), Task.UNSUPPORTED, UNUSABLE),
     Row("stabilityai/stable-diffusion-xl-base-1.0", {"model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
             "unet/config.json": {}, "vae/config.json": {}}, Task.UNSUPPORTED, UNUSABLE, reason="diffusers pipeline"),
