@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ByteSize, TypeAdapter
 
 from app import errors as request_errors
@@ -74,6 +75,11 @@ def test_what_applies_without_a_restart_is_marked() -> None:
 def test_every_setting_of_a_model_is_documented() -> None:
     [row] = [row for row in table("Setting") if row[0] == "`models`"]
     assert set(CODE.findall(row[2])) == ModelConfig.model_fields.keys()
+
+
+def test_the_example_of_a_configuration_is_valid() -> None:
+    [example] = [block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "max_wait_s" in block]
+    assert Settings(**yaml.safe_load(example)).models
 
 
 def test_every_route_is_documented_and_no_other() -> None:
