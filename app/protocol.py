@@ -1,4 +1,8 @@
-"""uvicorn's HTTP protocol with the limits that it lacks: size and time of the headers, and clients that do not read."""
+"""uvicorn's HTTP protocol with what it lacks.
+
+Limits of size and time for headers, a limit for clients that do not read, and answers to clients that offer HTTP/2
+(h2c, as the JDK's does by default), whose bodies the parser would drop.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import InvalidRequest, RequestError, render
 
+UPGRADE_HEADERS = frozenset((b"upgrade", b"http2-settings", b"connection"))
 LINGER_S = 5.0  # how long the rest of a refused body is read and dropped, so that the client gets to read why
 
 
@@ -44,6 +50,9 @@ class _GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head = True  # also before the first byte of a connection
         self._head_bytes = 0
+        self._framing_bytes = 0  # received since anything of a body: chunk extensions, trailers
+        self._upgrade = False
+        self._answered: RequestResponseCycle | None = None  # the request that is, or was last, in the app's hands
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -57,10 +66,22 @@ class _GuardedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        cycle = self._answered
+        if cycle is not None and cycle is not self.cycle and not cycle.response_complete:
+            cycle.disconnected = True  # uvicorn tells only the newest of pipelined requests
+            cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        self._framing_bytes += len(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        if self.transport.is_closing():
+            return
+        if not self._in_head:
+            if self._framing_bytes > self._limits.max_header_bytes:
+                self._refuse_headers()
+            elif self.cycle.response_complete and self._linger_timer is None:
+                self._arm_keep_alive()  # what came was no request: empty lines, or the end of a refused body
             return
         self._head_bytes += len(data)
         if self._head_bytes > self._limits.max_header_bytes:
@@ -68,13 +89,36 @@ class _GuardedProtocol(HttpToolsProtocol):
         elif self._head_timer is None:  # the first part of another request on this connection
             self._arm_head_timer()
 
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Takes the request as if it had offered no other protocol; the parser would take its body for one in that."""
+        self._upgrade = False
+        head = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        head += [name + b": " + value for name, value in self.headers if name not in UPGRADE_HEADERS]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            head.append(b"connection: close")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(b"\r\n".join(head) + b"\r\n\r\n" + rest)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers):
+            self._upgrade = True
+            return
         self._in_head = False
+        self._framing_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -83,19 +127,36 @@ class _GuardedProtocol(HttpToolsProtocol):
             self._refuse_headers()
             return
         super().on_headers_complete()
+        self.headers = []  # for trailers: in the list that the request has, they would pass for its headers
 
     def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
         if not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrade:
+            return
+        self._framing_bytes = 0
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
         if not self.transport.is_closing():
             super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
+        cycle = self._answered
         super().on_response_complete()
-        if self.cycle is not None and self.cycle.more_body and self._linger_timer is None:
+        if cycle is not None and cycle.more_body and self._linger_timer is None and not self.transport.is_closing():
             self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _arm_keep_alive(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def pause_writing(self) -> None:
         super().pause_writing()
