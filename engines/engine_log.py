@@ -43,7 +43,7 @@ def read_end(path: Path, max_bytes: int = _TAIL_READ_BYTES) -> str:
         with path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - max_bytes))
-            return log.read().decode(errors="replace")
+            return log.read(max_bytes).decode(errors="replace")  # it may grow meanwhile
     except OSError:
         return ""
 

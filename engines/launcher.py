@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -32,6 +33,11 @@ RESTART_DELAY_S = 0.5  # before the first restart; doubled for each launcher tha
 MAX_RESTART_DELAY_S = 30.0  # … up to this
 MARK = "ROUNDHOUSE_LAUNCHER"  # in the environment of a launcher and all below it; survives any re-parenting
 _SWEEP_S = 0.02
+# The user's credentials for other services. Engines are offline and may run a model's own code: they get none.
+_SECRET = re.compile(
+    r"(^|_)(API_?KEY|ACCESS_KEY(_ID)?|PRIVATE_KEY|TOKEN|SECRET|(PG)?PASSW(OR)?D|CREDENTIALS?)(_|$)", re.IGNORECASE
+)
+_OURS = "ROUNDHOUSE_"
 _ROOT = Path(__file__).resolve().parent.parent
 
 # Thread pools that start when a library is loaded. A launcher must have one thread when it forks.
@@ -257,8 +263,15 @@ class Launcher:
 
 
 def launcher_environment(base: Mapping[str, str], changes: Mapping[str, str | None], mark: str) -> dict[str, str]:
-    """The environment of a launcher. Our own settings stay out of it: API keys are none of an engine's business."""
-    env = {name: value for name, value in base.items() if not name.startswith("ROUNDHOUSE_")}
+    """The environment of a launcher, without our own settings, and without what is named as a secret.
+
+    Settings of vLLM (`VLLM_…TOKEN_THRESHOLD`) only sound like one; those that are one, `changes` removes.
+    """
+    env = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith(_OURS) and (name.startswith("VLLM_") or not _SECRET.search(name))
+    }
     env |= _ONE_THREAD | _KEEP_ENVIRONMENT
     for name, value in changes.items():
         if value is None:

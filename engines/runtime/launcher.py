@@ -31,6 +31,7 @@ from typing import Any, Protocol, cast
 
 from engines.runtime.keeper import KEEPER_SIGNALS, describe, keep
 from engines.runtime.linux import SignalPipe, become_subreaper, die_with_parent, signals_blocked
+from engines.runtime.output import lose_what_cannot_be_written
 from engines.runtime.protocol import MAX_MESSAGE_BYTES, EngineRequest, Event, StartMethod, decode, encode
 from utils import procfs
 
@@ -243,6 +244,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    lose_what_cannot_be_written()
     args = _parse(argv)
     if args.control_fd is not None:
         # SIGTERM ends an import at once; later it is handled, and ends the engines first.

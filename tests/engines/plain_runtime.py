@@ -63,7 +63,10 @@ def run_engine(request: EngineRequest) -> None:
 
 def _fork_sleeper(escape: bool = False) -> None:
     """A process that ignores SIGTERM; with `escape`, a daemon: its own session, its parent gone."""
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid and escape:
+        os.waitpid(pid, 0)  # the one in between must not be taken for a member of the tree that has just ended
+    if pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if escape:
             os.setsid()

@@ -278,6 +278,29 @@ def test_our_settings_and_keys_are_kept_from_the_launcher() -> None:
     assert (env["PATH"], env[MARK]) == ("/bin", "mark")
 
 
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "PGPASSWORD", "DB_PASSWORD"]
+)
+def test_credentials_of_the_user_are_kept_from_the_launcher(name: str) -> None:
+    assert "secret" not in launcher_environment({name: "secret"}, {}, "mark").values()
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "VLLM_A_TOKEN_THRESHOLD", "LD_LIBRARY_PATH"])
+def test_settings_that_are_no_secrets_reach_the_launcher(name: str) -> None:
+    assert launcher_environment({name: "1"}, {}, "mark")[name] == "1"
+
+
+async def test_engines_start_and_serve_while_no_log_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.engine_log.rotate", lambda path: path.symlink_to("/dev/full"))
+    async with plain_launcher() as (launcher, context):
+        engine = plain_engine(launcher, context)
+        assert (await engine.start(START_TIMEOUT_S)).started_by == "fork"
+        assert await engine.health()
+        await engine.stop(GRACE_S)
+        with pytest.raises(EngineStartError, match="the weights are broken"):
+            await plain_engine(launcher, context, "other", **{"raise": "the weights are broken"}).start(START_TIMEOUT_S)
+
+
 def test_the_files_of_two_models_differ_and_hold_no_path_of_the_model_id(tmp_path: Path) -> None:
     context = EngineContext(Path("/tmp/r"), Path("/tmp/l"), tmp_path, "cpu")
     uds, log_path = engine_files(context, "vllm", "../../etc/passwd")
