@@ -107,8 +107,7 @@ class ModelManager:
         specs = {model_id: spec for model_id, spec in specs.items() if spec.task is not Task.ADAPTER}
         for model_id in self._known.keys() - specs.keys():
             del self._known[model_id]
-            error = self._removal(model_id)
-            self._feed(self.scheduler.forget, model_id, error)
+            self._carry_out(self.scheduler.forget(model_id, self._clock(), self._removal(model_id)))
         for model_id, spec in specs.items():
             before = self._known.get(model_id)
             self._known[model_id] = spec
@@ -117,9 +116,9 @@ class ModelManager:
             self.scheduler.configure(model_id, self._limits(spec))
             if before is not None and must_reload(before, spec):
                 log.info("%s has changed: it will be loaded anew", model_id)
-                self._feed(self.scheduler.on_changed, model_id)
+                self._carry_out(self.scheduler.on_changed(model_id, self._clock()))
         self._begin_preloads()
-        self._tick()  # limits that changed take effect at once
+        self._tick()  # once for all: what changed takes effect now
 
     def set_policy(self, policy: Policy) -> None:
         """Takes effect with the next decision, which is made at once."""

@@ -64,9 +64,9 @@ class Scheduler:
         commands: list[Command] = [self._reject(entry, ticket, error) for ticket in list(entry.waiting)]
         if entry.state in (State.COLD, State.FAILED) and not entry.running:
             del self.entries[model_id]
-        else:
-            entry.removed = entry.stale = True  # should it come back while it loads, its content may be another
-            self._ask_unload(entry, now)
+            return commands + self._plan(now) if commands else []
+        entry.removed = entry.stale = True  # should it come back while it loads, its content may be another
+        self._ask_unload(entry, now)
         return commands + self._plan(now)
 
     # -- events ----------------------------------------------------------------------------------------------------
@@ -176,6 +176,8 @@ class Scheduler:
         """The model's folder has other content now: the engine goes after its running answers, waiters get the new."""
         entry = self.entries[model_id]
         entry.failures, entry.retry_at_s = 0, 0.0
+        if entry.state in (State.COLD, State.FAILED):  # nothing of it is there; a whole folder may change at once
+            return []
         if entry.state is State.LOADING:
             entry.stale = True
         elif entry.state is State.READY:
