@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from app.config_source import ConfigError
 from app.errors import Forbidden, Header, Unauthorized
@@ -89,6 +89,11 @@ class HostCheck:
         self._bind_host = bind_host.lower()
         self._seen: set[bytes] = set()
 
+    def names_us(self, host: bytes) -> bool:
+        """Whether `host` can only mean us: no name that somebody else may point here."""
+        name = split_host(host)
+        return _cannot_be_rebound(name) or name in self._allowed or "*" in self._allowed
+
     def check(self, host: bytes | None) -> None:
         if not self._active or host is None or host in self._seen:  # without Host: HTTP/1.0, never a browser
             return
@@ -102,10 +107,26 @@ class HostCheck:
             self._seen.add(host)
 
 
-class OriginCheck:
-    """Web pages of foreign origins change nothing here, and read nothing, unless configured."""
+def _cannot_be_rebound(name: str) -> bool:
+    """Whether no stranger can have DNS say where `name` is: an address, or a name without a dot, as in a container."""
+    if "." not in name.rstrip("."):
+        return bool(name)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
-    def __init__(self, origins: Iterable[str]) -> None:
+
+class OriginCheck:
+    """Web pages of foreign origins change nothing here, and read nothing, unless configured.
+
+    Our own pages' origin is the Host that they were asked from; `names_us` says which Hosts count as ours. Without it
+    all do, which is right only where a key is asked for.
+    """
+
+    def __init__(self, origins: Iterable[str], names_us: Callable[[bytes], bool] | None = None) -> None:
+        self._names_us = names_us
         self._origins = {origin.rstrip("/").lower().encode() for origin in origins}
         self._any = b"*" in self._origins
 
@@ -121,7 +142,10 @@ class OriginCheck:
 
     def _accepts(self, origin: bytes, host: bytes) -> bool:
         lower = origin.lower()
-        return self._allows(lower) or lower in (b"http://" + host.lower(), b"https://" + host.lower())
+        if self._allows(lower):
+            return True
+        own = lower in (b"http://" + host.lower(), b"https://" + host.lower())
+        return own and (self._names_us is None or self._names_us(host))
 
     def _allows(self, lower: bytes) -> bool:
         return self._any or lower in self._origins

@@ -112,11 +112,8 @@ def _control_app(state: AppState) -> Asgi:
 def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: Upstreams, control: LazyApp) -> Gate:
     body_limits = {"max_body_bytes": int(settings.max_body_bytes)}
     read_timeout_s = settings.request_read_timeout_s
-    access = Access(
-        KeyRing(settings.keys()),
-        HostCheck(settings.host, settings.allowed_hosts),
-        OriginCheck(settings.cors_origins),
-    )
+    keys, hosts = KeyRing(settings.keys()), HostCheck(settings.host, settings.allowed_hosts)
+    access = Access(keys, hosts, OriginCheck(settings.cors_origins, hosts.names_us if keys.open else None))
     return Gate(
         access=access,
         data_plane=DataPlane(

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from app.auth import KeyRing, check_bind, is_loopback, split_host
+from app.auth import HostCheck, KeyRing, OriginCheck, check_bind, is_loopback, split_host
 from app.config import ConfigError
+from app.errors import Forbidden
 from app.routes import ROUTES
 from tests.app.serving import Served, serving
 from utils.logging import logger
@@ -134,6 +135,25 @@ async def test_a_page_of_a_foreign_origin_changes_nothing(served: Served) -> Non
     own = await served.post("/v1/model/load", {"model": "other"}, headers={"origin": f"http://127.0.0.1:{port}"})
     assert own.status_code == 200
     assert "access-control-allow-origin" not in own.headers
+
+
+def test_where_no_key_is_asked_for_a_name_that_a_stranger_points_here_is_no_origin_of_ours() -> None:
+    hosts = HostCheck("0.0.0.0", ("chat.example",))  # as in a container whose port is published to loopback
+    anonymous, with_keys = OriginCheck((), hosts.names_us), OriginCheck(())
+    for host in (
+        b"localhost:8000",
+        b"127.0.0.1:8000",
+        b"[::1]:8000",
+        b"192.168.1.5",
+        b"roundhouse:8000",
+        b"chat.example",
+    ):
+        anonymous.check({b"origin": b"http://" + host, b"host": host}, "POST")
+    for host in (b"evil.example:8000", b"127.0.0.1.evil.example", b"localhost.evil.example:8000", b"evil.example."):
+        headers = {b"origin": b"http://" + host, b"host": host}
+        with pytest.raises(Forbidden):
+            anonymous.check(headers, "POST")
+        with_keys.check(headers, "POST")
 
 
 async def test_a_configured_origin_may_use_every_route_and_no_other_may() -> None:
