@@ -194,14 +194,20 @@ async def _break_off(
 
 async def _tell_in_event(exchange: Exchange, route: Route, response: aiohttp.ClientResponse) -> None:
     """An engine's answer that is no event stream, most likely an error, to a client that reads one."""
-    raw = await response.content.read(ERROR_BYTES)
     try:
-        told = orjson.loads(raw)
+        told = orjson.loads(await _read_up_to(response.content, ERROR_BYTES))
     except orjson.JSONDecodeError:
         told = None
     if not isinstance(told, dict) or "error" not in told:
         raise EngineGone(f"The engine of '{exchange.model}' answered with status {response.status} and no stream.")
     await exchange.body(error_event(route.protocol, told), False)
+
+
+async def _read_up_to(content: aiohttp.StreamReader, limit: int) -> bytes:
+    try:
+        return await content.readexactly(limit)
+    except asyncio.IncompleteReadError as all_there_is:
+        return all_there_is.partial
 
 
 def _request_headers(exchange: Exchange, own: Iterable[tuple[str, str]]) -> dict[str, str]:

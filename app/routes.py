@@ -32,7 +32,7 @@ ROUTES: Mapping[str, Route] = {
     for route in (
         Route("/v1/chat/completions", CHAT, streams=True),
         Route("/v1/completions", GENERATE, streams=True),
-        Route("/v1/responses", CHAT, streams=True),
+        Route("/v1/responses", CHAT, "responses", streams=True),
         Route("/v1/messages", CHAT, "anthropic", streams=True),
         Route("/v1/messages/count_tokens", CHAT, "anthropic"),
         Route("/v1/embeddings", EMBED),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import orjson
 
-Protocol = Literal["openai", "anthropic"]
+Protocol = Literal["openai", "responses", "anthropic"]  # "responses": OpenAI's, whose streams have errors of their own
 
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -36,8 +36,18 @@ def error_object(
 
 def error_event(protocol: Protocol, body: dict[str, Any]) -> bytes:
     """`body` as a server-sent event that ends a stream which had begun."""
-    name = b"event: error\n" if protocol == "anthropic" else b""
-    return name + b"data: " + orjson.dumps(body) + b"\n\n"
+    name = b"" if protocol == "openai" else b"event: error\n"
+    data = _responses_event(body) if protocol == "responses" else body
+    return name + b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def _responses_event(body: dict[str, Any]) -> dict[str, Any]:
+    """As OpenAI's `ResponseErrorEvent`; `error` too, at which its own packages raise what they would merely yield."""
+    error = body.get("error")
+    told = error if isinstance(error, dict) else {"message": str(error)}
+    code = told.get("code")
+    event = {"type": "error", "code": None if code is None else str(code), "message": told.get("message") or ""}
+    return event | {"param": told.get("param"), "sequence_number": 0, "error": told}
 
 
 def close_open_event(tail: bytes) -> bytes:

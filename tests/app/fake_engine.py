@@ -117,6 +117,9 @@ class FakeEngine:
         response = web.StreamResponse(headers={"content-type": kind})
         response.enable_chunked_encoding()
         await response.prepare(request)
+        if "die_once_before" in fake and len(self._factory.loads) == 1:
+            self._dying = asyncio.create_task(self.die())
+            await asyncio.Event().wait()
         for chunk in fake.get("stream") or fake["partial"]:
             await response.write(chunk.encode())
         if "endless" in fake:

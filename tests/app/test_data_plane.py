@@ -205,6 +205,30 @@ async def test_an_anthropic_stream_whose_engine_dies_ends_with_its_error_event(s
     assert json.loads(data.removeprefix("data: "))["type"] == "error"
 
 
+async def test_a_responses_stream_whose_engine_dies_ends_with_its_error_event(served: Served) -> None:
+    stream = ['event: response.created\ndata: {"type": "response.created"}\n\n']
+    asked = {"model": "other", "stream": True, "fake": {"stream": stream, "die_after": 1}}
+    answer = await served.post("/v1/responses", asked)
+    name, data = answer.text.split("\n\n")[1].split("\n")
+    assert name == "event: error"
+    event = json.loads(data.removeprefix("data: "))
+    assert (event["type"], event["code"]) == ("error", "engine_error")
+    assert event["message"] == event["error"]["message"]
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="x", max_retries=0) as client:
+        extra = {"fake": asked["fake"]}
+        events = await client.responses.create(model="other", input="x", stream=True, extra_body=extra)
+        with pytest.raises(openai.APIError, match="ended while it answered"):
+            _ = [one async for one in events]
+
+
+async def test_a_request_whose_engine_dies_before_the_first_byte_of_a_stream_is_served_by_a_new_start(
+    served: Served,
+) -> None:
+    answer = await served.chat("other", stream=True, fake={"stream": [EVENT], "die_once_before": 1})
+    assert (answer.status_code, answer.text) == (200, EVENT)
+    assert served.engines.loads == ["other", "other"]
+
+
 async def test_an_answer_that_breaks_off_breaks_off_for_the_client_too(served: Served) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await served.chat("other", fake={"partial": ['{"half":'], "die_after": 1})

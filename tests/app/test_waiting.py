@@ -42,6 +42,12 @@ async def test_an_engines_error_after_a_comment_is_an_error_event() -> None:
         assert json.loads(told.removeprefix("data: ")) == {"error": {"message": "too long"}}
 
 
+async def test_a_long_error_of_an_engine_after_a_comment_is_told_whole() -> None:
+    async with serving(sse_comment_s=0.05) as served:
+        told = await waits(served, "/v1/responses", partial=['{"error": {"message": "', "x" * 40_000, '"}}'])
+        assert json.loads(told.removeprefix("event: error\ndata: "))["message"] == "x" * 40_000
+
+
 async def test_a_failed_load_after_a_comment_is_an_error_event_in_the_clients_protocol() -> None:
     async with serving(sse_comment_s=0.05) as served:
         served.engines.load_errors["other"] = EngineStartError("truncated")
