@@ -28,6 +28,8 @@ _SECONDARY = (
     "KeyboardInterrupt",
     "SystemExit",
 )
+# Around the sentence of a validator that pydantic reports: "1 validation error for C Value error, …. [type=…, input…".
+_PYDANTIC_NOISE = re.compile(r"1 validation error for \w+ Value error, | \[type=\w+, input_value=.*")
 _MAX_CAUSE_CHARS = 500
 
 
@@ -84,7 +86,8 @@ def _exception(rows: list[str], traceback_at: int) -> str:
             more = rows[index + 1 : index + 3]
             if match[2] and not row.endswith(":"):  # otherwise the message goes on in the next line, indented or not
                 more = list(takewhile(lambda line: line[:1].isspace(), more))
-            return " ".join(line.strip() for line in (row, *more))[:_MAX_CAUSE_CHARS].strip()
+            text = " ".join(line.strip() for line in (row, *more))
+            return _PYDANTIC_NOISE.sub("", text)[:_MAX_CAUSE_CHARS].strip()
         if re.fullmatch(r"[A-Za-z_][\w.]*", row.strip()):
             return row.strip()  # an exception without a message: "AssertionError"
     return ""

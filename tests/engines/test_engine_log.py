@@ -75,3 +75,15 @@ def test_a_rotated_log_makes_room_and_a_missing_one_is_no_error(tmp_path: Path) 
     engine_log.rotate(path)
     assert not path.exists()
     assert (tmp_path / "log.1").read_text() == "old"
+
+
+def test_of_a_validation_error_the_sentence_is_told_and_not_what_pydantic_puts_around_it() -> None:
+    text = (
+        "Traceback (most recent call last):\n  File x\n"
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, Model architectures ['Foo'] are not supported. [type=value_error, input_value=Args(()), x]\n"
+        "    For further information visit https://errors.pydantic.dev\n"
+    )
+    assert engine_log.cause_of(text) == (
+        "pydantic_core._pydantic_core.ValidationError: Model architectures ['Foo'] are not supported."
+    )
