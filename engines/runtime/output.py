@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from typing_extensions import Buffer
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class _Lossy(io.FileIO):
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         with suppress(OSError):
             return super().write(data)
         return memoryview(data).nbytes  # as if it had been written, or it would be tried again with the next line
