@@ -146,6 +146,7 @@ def plain_vllm(model: Path, name: str, scratch: Path, *arguments: str) -> Iterat
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", name, "--enforce-eager", "--host", LOOPBACK, "--port", str(port), *arguments]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    env["TMPDIR"] = str(scratch)  # it leaves its sockets there
     server = _spawn(command, env, scratch / f"vllm-{port}.log", port)
     try:
         yield server

@@ -67,10 +67,6 @@ class EngineProcess:
         await self._exited.wait()
         return self._report
 
-    async def wait_gone(self) -> None:
-        """Returns when no process of the tree is left."""
-        await self._gone.wait()
-
     async def stop(self, grace_s: float) -> None:
         """TERM, wait up to `grace_s` (0: none), KILL; returns when the whole tree is gone. Raises EngineNotGone."""
         if not self._gone.is_set():

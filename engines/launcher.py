@@ -108,7 +108,7 @@ class Launcher:
 
     async def spawn(self, request: EngineRequest, timeout_s: float = IMPORT_TIMEOUT_S) -> EngineProcess:
         """A started (not yet ready) engine. Waits for the import; raises EngineStartError."""
-        control = await self._wait_warm(timeout_s)
+        control = await self.wait_warm(timeout_s)
         engine_log.rotate(Path(request.log_path))
         ours, theirs = socket_pair()
         try:
@@ -139,7 +139,8 @@ class Launcher:
             await supervisor
         self._set_state("stopped")
 
-    async def _wait_warm(self, timeout_s: float) -> socket.socket:
+    async def wait_warm(self, timeout_s: float) -> socket.socket:
+        """The control socket of a launcher that has imported its framework. Raises EngineStartError."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self._state in ("importing", "restarting"):

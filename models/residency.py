@@ -47,9 +47,6 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.WAKING, Trigger.WOKEN): State.READY,
 }
 
-#: States in which a model holds memory of the device.
-RESIDENT = frozenset({State.LOADING, State.READY, State.DRAINING, State.UNLOADING, State.WAKING})
-
 
 class IllegalTransition(RuntimeError):
     """A trigger that the table does not know for this state: a bug of ours, never of a client."""

@@ -149,7 +149,6 @@ class Scheduler:
         if entry.state is State.READY:
             self._urgent += 1
         entry.move(Trigger.EXITED)
-        entry.crashed = True
         return self._plan(now)
 
     def on_unloaded(self, model_id: str, now: float) -> list[Command]:
@@ -300,7 +299,7 @@ class Scheduler:
 
     def _begin_load(self, entry: Entry, now: float) -> Command:
         entry.move(Trigger.LOAD)
-        entry.stale = entry.crashed = entry.unload_asked = False
+        entry.stale = entry.unload_asked = False
         entry.action_since_s = now
         self.ledger.charge(entry.model_id, entry.limits.footprint_bytes)
         self._acting = entry.model_id

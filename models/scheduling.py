@@ -71,7 +71,6 @@ class Entry:
     retry_at_s: float = 0.0
     unload_asked: bool = False  # while loading
     stale: bool = False  # its folder changed while it was loading
-    crashed: bool = False
     removed: bool = False  # no longer in the catalog
 
     @property

@@ -41,7 +41,6 @@ class ModelOverrides:
     preload: bool = False
     keep_alive_s: float | None = None
     concurrency: int | None = None
-    priority: int = 0
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
     trust_remote_code: bool = False
