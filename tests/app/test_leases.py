@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ async def load_and_unload(served: Served, chance: random.Random) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_no_place_is_lost_however_clients_and_engines_end(seed: int) -> None:
     chance = random.Random(seed)
-    settings = {"concurrency": 3, "max_queued_per_model": 20, "sse_comment_s": 0.01, "swap_share": 0.9}
+    settings: dict[str, Any] = {"concurrency": 3, "max_queued_per_model": 20, "sse_comment_s": 0.01, "swap_share": 0.9}
     async with serving(memory_budget_bytes=1500, max_wait_s=1.0, **settings) as served, asyncio.timeout(LIMIT_S):
         coming_and_going = asyncio.create_task(load_and_unload(served, chance))
         slots = asyncio.Semaphore(AT_ONCE)
