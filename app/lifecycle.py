@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
+from app.announce import Announcer
 from app.config import Settings
 from app.config_source import nearest
 from app.lazy import LazyApp
@@ -56,6 +57,7 @@ class Lifecycle:
         self._settings = state.settings
         self._reloader = ConfigReloader(state.settings, self._apply, self._on_config_error)
         self._tasks: list[asyncio.Task[None]] = []
+        self._announcer = Announcer(state.settings.models_dir, state.manager.servable.refusal)
         self._missing: Set[str] = frozenset()  # configured, but no such folder
 
     @asynccontextmanager
@@ -101,7 +103,7 @@ class Lifecycle:
 
     def _on_models(self, specs: Sequence[ModelSpec]) -> None:
         self._state.manager.catalog.replace(specs)
-        logger.info("{} models in {}", len(specs), self._settings.models_dir)
+        self._announcer.tell(specs)
         missing = self._settings.models.keys() - {spec.id for spec in specs}
         if missing != self._missing:
             self._missing = missing
