@@ -7,6 +7,7 @@ only when it runs: `serve` must answer within a second of its start.
 from __future__ import annotations
 
 import errno
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,19 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 ADDRESS_ERRORS = {
     errno.EADDRINUSE: "another process listens there; end it, or choose another with --port or ROUNDHOUSE_PORT",
     errno.EACCES: "this user may not listen there; choose a port above 1023",
+    errno.EAFNOSUPPORT: "this machine has no IPv6; choose another address with --host or ROUNDHOUSE_HOST",
     errno.EADDRNOTAVAIL: "this machine has no such address; choose another with --host or ROUNDHOUSE_HOST",
 }
+
+
+def _why_not(error: OSError) -> str:
+    """What to do about an address that cannot be bound. Raises what is of another kind."""
+    if isinstance(error, socket.gaierror):
+        return "no such name or address; choose another with --host or ROUNDHOUSE_HOST"
+    if error.errno not in ADDRESS_ERRORS:
+        raise error
+    return ADDRESS_ERRORS[error.errno]
+
 
 app = typer.Typer(
     name="roundhouse",
@@ -93,10 +105,8 @@ def serve(
         out.print_error(str(error))
         raise typer.Exit(ExitCode.USAGE) from None
     except OSError as error:
-        if error.errno not in ADDRESS_ERRORS:
-            raise
         where = f"{settings.host}:{settings.port}"
-        out.print_error(f"Cannot listen on {where}: {ADDRESS_ERRORS[error.errno]}.")
+        out.print_error(f"Cannot listen on {where}: {_why_not(error)}.")
         raise typer.Exit(ExitCode.SERVER_ERROR) from None
     raise typer.Exit(code)
 

@@ -44,7 +44,6 @@ class ModelConfig(BaseModel):
     preload: bool = False
     keep_alive_s: Seconds | None = None
     concurrency: Count | None = None
-    priority: int = 0
     max_model_len: Count | None = None
     kv_cache_bytes: ByteSize | None = None
     trust_remote_code: bool = False
@@ -248,7 +247,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         settings = Settings(**{**(file.values if file else {}), **EnvSettingsSource(Settings)(), **given})
     except (ValidationError, SettingsError) as error:
         raise ConfigError(
-            explain(error, file, known_keys()) if isinstance(error, ValidationError) else str(error)
+            explain(error, file, known_keys(), given) if isinstance(error, ValidationError) else str(error)
         ) from None
     settings.keys()
     settings._given.update(given)

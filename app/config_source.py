@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,38 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     return matches[0] if matches else None
 
 
-def explain(error: ValidationError, file: ConfigFile | None, known_at: Mapping[str, Sequence[str]]) -> str:
-    """All faults of one validation, a line each. `known_at` gives the known keys at "", "models.*" and "engines.*"."""
-    return "\n".join(_explain_one(dict(item), file, known_at) for item in error.errors(include_url=False))
+def explain(
+    error: ValidationError,
+    file: ConfigFile | None,
+    known_at: Mapping[str, Sequence[str]],
+    given: Collection[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> str:
+    """All faults of one validation, a line each. `known_at` gives the known keys at "", "models.*" and "engines.*".
+
+    `given` are the settings that the command line gave.
+    """
+    upper = {name.upper() for name in environ}
+
+    def where(loc: Location) -> str:
+        """The source that won: the command line, else the environment, else the file."""
+        name = str(loc[0]) if loc else ""
+        variable = ENV_PREFIX + name.upper()
+        if name in given:
+            return f"option --{name.replace('_', '-')}"
+        if variable in upper or file is None:
+            return f"environment variable {variable}"
+        return file.where(loc) or str(file.path)
+
+    return "\n".join(_explain_one(dict(item), where, known_at) for item in error.errors(include_url=False))
 
 
-def _explain_one(item: Mapping[str, Any], file: ConfigFile | None, known_at: Mapping[str, Sequence[str]]) -> str:
+def _explain_one(
+    item: Mapping[str, Any], where_of: Callable[[Location], str], known_at: Mapping[str, Sequence[str]]
+) -> str:
     loc: Location = tuple(item["loc"])
     name = ".".join(str(part) for part in loc)
-    where = (
-        file.where(loc) if file else ""
-    ) or f"environment variable {ENV_PREFIX}{str(loc[0] if loc else '').upper()}"
+    where = where_of(loc)
     if item["type"] != "extra_forbidden":
         message = str(item["msg"]).removeprefix("Value error, ")
         return f"{where}: {name or 'settings'}: {message}{_shown(loc, item.get('input'))}"

@@ -29,7 +29,10 @@ class ConfigReloader:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
-            await self.check()
+            try:
+                await self.check()
+            except Exception:  # the top of a task: it must live on, and the shutdown waits for it
+                logger.exception("The changed configuration could not be applied")
 
     async def check(self) -> None:
         """Applies the file if it has changed since the last look; a file with an error changes nothing."""

@@ -351,6 +351,15 @@ def serve_environment(tmp_path: Path, **more: str) -> dict[str, str]:
     return kept | {"ROUNDHOUSE_MODELS_DIR": str(tmp_path), "ROUNDHOUSE_STATE_DIR": str(tmp_path / "state")} | more
 
 
+def test_serve_at_a_name_that_nobody_knows_says_so(tmp_path: Path) -> None:
+    result = process(
+        "serve", "--host", "no such host", env=serve_environment(tmp_path, ROUNDHOUSE_API_KEY="long-enough")
+    )
+    assert result.returncode == ExitCode.SERVER_ERROR
+    assert "no such name or address" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_serve_on_a_port_in_use_says_so(stub: Stub, tmp_path: Path) -> None:
     result = process("serve", "--port", stub.url.rpartition(":")[2], env=serve_environment(tmp_path))
     assert result.returncode == ExitCode.SERVER_ERROR

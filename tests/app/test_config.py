@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,15 @@ def test_wrong_values_are_errors_that_name_key_and_line(config_file: Path, text:
     assert expected in error_of(text, config_file)
 
 
+def test_a_wrong_value_is_told_with_where_it_was_given(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config_file.write_text("port: 1\n")
+    with pytest.raises(ConfigError, match=r"^option --port: port: Input should be less"):
+        load_settings({"port": 99999})
+    monkeypatch.setenv("ROUNDHOUSE_PORT", "99999")
+    with pytest.raises(ConfigError, match=r"^environment variable ROUNDHOUSE_PORT: port: Input should be less"):
+        load_settings()
+
+
 def test_a_mistyped_variable_is_an_error_and_an_unrelated_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROUNDHOUSE_URL", "http://127.0.0.1:8000")
     monkeypatch.setenv("ROUNDHOUSE_DEMO_MODELS_DIR", "/somewhere")
@@ -152,6 +163,26 @@ async def test_a_change_of_the_file_is_applied_and_an_error_in_it_changes_nothin
     await reloader.check()
     assert errors[-1] is None
     assert applied[-1][1].max_wait_s == 60
+
+
+async def test_a_change_that_cannot_be_applied_does_not_end_the_watching(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.reload.POLL_S", 0.01)
+    applied = asyncio.Event()
+
+    async def apply(old: Settings, new: Settings) -> None:
+        if new.max_wait_s == 1:
+            config_file.write_text("max_wait_s: 22\n")  # noqa: ASYNC240
+            raise RuntimeError("a fault")
+        applied.set()
+
+    watching = asyncio.create_task(ConfigReloader(load_settings(), apply, lambda error: None).run())
+    config_file.write_text("max_wait_s: 1\n")  # noqa: ASYNC240
+    await asyncio.wait_for(applied.wait(), 5.0)
+    watching.cancel()
+    with suppress(asyncio.CancelledError):
+        await watching
 
 
 async def test_policy_and_overrides_change_while_serving() -> None:
