@@ -22,7 +22,6 @@ class Sampling(WithModel):
     stream: bool = Field(False, description="Answer as server-sent events.")
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
 
@@ -34,6 +33,7 @@ class ChatMessage(Open):
 
 class ChatCompletionRequest(Sampling):
     messages: list[ChatMessage]
+    n: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
@@ -45,6 +45,7 @@ class ChatCompletionRequest(Sampling):
 
 class CompletionRequest(Sampling):
     prompt: str | list[str] | list[int] | list[list[int]]
+    n: int | None = None
     max_tokens: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
