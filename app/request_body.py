@@ -13,6 +13,9 @@ from app.errors import InvalidRequest
 # Inside a JSON string the quotes would be escaped, so a match is a key (or a value that is followed by no colon).
 MODEL_MEMBER = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 MODEL_NAME_MAX = 1024
+UNCOUNTED_BYTES = 1 << 20  # parsed, a body takes up to thirty times its size: too little to bother about up to here
+MAX_CONTAINERS = 500_000  # brackets within texts count too; a request of this many is none that a model could answer
+MAX_COMMAS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,9 @@ class RequestBody:
         """The body with `model` set to `name`, every other byte as it came where that is possible."""
         if name == self.model:
             return self.raw
-        found = list(MODEL_MEMBER.finditer(self.raw))
-        if len(found) == 1 and self.raw.count(b'"model"') == 1 and orjson.loads(found[0].group(1)) == self.model:
-            begin, end = found[0].span(1)
+        found = MODEL_MEMBER.search(self.raw) if self.raw.count(b'"model"') == 1 else None
+        if found is not None and orjson.loads(found.group(1)) == self.model:
+            begin, end = found.span(1)
             spliced = self.raw[:begin] + orjson.dumps(name) + self.raw[end:]
             if orjson.loads(spliced)["model"] == name:  # else the key we found lies deeper, and ours is spelled with \u
                 return spliced
@@ -47,6 +50,8 @@ def parse_body(raw: bytes) -> RequestBody:
     """Raises InvalidRequest that says what is wrong and where."""
     if not raw:
         raise InvalidRequest("The request has no body; a JSON object with `model` is needed.")
+    if len(raw) > UNCOUNTED_BYTES:
+        _check_size_when_parsed(raw)
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -63,6 +68,14 @@ def parse_body(raw: bytes) -> RequestBody:
     if len(model) > MODEL_NAME_MAX:
         raise InvalidRequest(f"`model` is longer than {MODEL_NAME_MAX} characters.", param="model")
     return RequestBody(raw, model, document.get("stream") is True)
+
+
+def _check_size_when_parsed(raw: bytes) -> None:
+    """64 MiB of `[],` would take 2 GB of memory, and the event loop for 5 s; a large text or image takes neither."""
+    if raw.count(b"[") + raw.count(b"{") > MAX_CONTAINERS:
+        raise InvalidRequest(f"The body holds more than {MAX_CONTAINERS} lists and objects.")
+    if raw.count(b",") > MAX_COMMAS:
+        raise InvalidRequest(f"The body holds more than {MAX_COMMAS} values.")
 
 
 def _json_kind(value: object) -> str:

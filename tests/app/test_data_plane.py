@@ -107,6 +107,19 @@ async def test_a_malformed_body_is_refused_with_what_is_wrong(served: Served, bo
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("value", [b"[],", b"{},", b'{"model":"x"},', b"0,"])
+async def test_a_body_that_would_swell_when_it_is_parsed_is_refused(served: Served, value: bytes) -> None:
+    body = b'{"model": "other", "x": [' + value * (10_000_000 // len(value)) + b"0]}"
+    answer = await served.client.post("/v1/chat/completions", content=body)
+    assert answer.status_code == 400
+    assert "The body holds more than" in answer.json()["error"]["message"]
+
+
+async def test_a_long_list_of_tokens_and_a_large_text_pass(served: Served) -> None:
+    assert (await served.post("/v1/embeddings", {"model": "minilm", "input": [7] * 1_000_000})).status_code == 200
+    assert (await served.post("/v1/embeddings", {"model": "minilm", "input": "x, " * 1_000_000})).status_code == 200
+
+
 @pytest.mark.parametrize("model", [None, 3, "", ["other"], {"id": "other"}, "x" * 5000])
 async def test_a_model_that_is_no_name_is_refused_naming_the_field(served: Served, model: object) -> None:
     answer = await served.post("/v1/chat/completions", {"model": model})
