@@ -104,6 +104,7 @@ def launcher_changes(context: EngineContext) -> dict[str, str | None]:
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_MAX_N_SEQUENCES": "128",  # OpenAI's limit of n; vLLM's own is 16384, each with a KV cache of its own
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed domain must not send us to another
         # Bound to cores, as by default, every resident model would sit on the same ones. Unbound, one core is left to
         # vLLM's scheduler all the same, as its own default does.

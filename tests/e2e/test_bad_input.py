@@ -55,6 +55,7 @@ CASES = {
     "no messages": (CHAT, b'{"model": "qwen3-chat"}', "messages"),
     "messages of the wrong type": (CHAT, chat_body(messages="hello"), "messages"),
     "n of a million": (CHAT, chat_body(n=HUGE), "n"),
+    "n over OpenAI's limit": (CHAT, chat_body(n=129), "n"),
     "max_tokens of -1": (CHAT, chat_body(max_tokens=-1), "max_tokens"),
     "max_tokens of 2^63": (CHAT, chat_body(max_tokens=2**63), "max_tokens"),
     "a prompt over the context": (CHAT, chat_body(messages=[{"role": "user", "content": "why " * 20_000}]), "context"),
