@@ -5,7 +5,7 @@ one processor to itself; nginx and the clients share another.
 - One client: median latency through the router, less that straight at the upstream's socket, in blocks in turn.
 - 16 clients: requests per second by wrk.
 
-    python -m bench.overhead [--seconds 10]     (needs wrk and nginx: apt install wrk nginx-light)
+    python -m bench.overhead [--runs 5] [--seconds 5]     (needs wrk and nginx: apt install wrk nginx-light)
 
 Last line: `added_ms= requests_per_s=`.
 """
@@ -152,15 +152,21 @@ def requests_per_s(port: int, seconds: int, scratch: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=10, help="of each wrk run")
-    parser.add_argument("--runs", type=int, default=3, help="of wrk")
+    parser.add_argument("--seconds", type=int, default=5, help="of each wrk run")
+    parser.add_argument("--runs", type=int, default=5, help="of both measurements, in turn")
     arguments = parser.parse_args()
     if missing := [tool for tool in ("wrk", "nginx") if shutil.which(tool) is None]:
         sys.exit(f"bench.overhead needs {' and '.join(missing)}: apt install wrk nginx-light")
     os.sched_setaffinity(0, {min(CLIENT_CPU, (os.cpu_count() or 1) - 1)})  # nginx and wrk inherit it
+    direct: list[float] = []
+    routed: list[float] = []
+    rates: list[float] = []
     with scratch_folder() as scratch, upstream(scratch) as socket_path, router(socket_path, scratch) as port:
-        direct, routed = latencies_ms(socket_path, port)
-        rates = [requests_per_s(port, arguments.seconds, scratch) for _ in range(arguments.runs)]
+        for _ in range(arguments.runs):  # in turn, so that a slow moment of the machine meets both
+            pair = latencies_ms(socket_path, port)
+            direct += pair[0]
+            routed += pair[1]
+            rates.append(requests_per_s(port, arguments.seconds, scratch))
     rows = [
         ("one client, upstream's socket, ms", *_report.summary(direct)),
         ("one client, through the router, ms", *_report.summary(routed)),
