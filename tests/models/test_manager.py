@@ -14,13 +14,10 @@ from models.catalog import Catalog
 from models.errors import Busy, LoadFailed, ModelUnusable, ShuttingDown, UnknownModel
 from models.manager import ModelManager
 from models.policy import Policy
-from models.types import Availability, ModelOverrides, State, Task
+from models.types import Availability, ModelOverrides, State
 from tests.models.fake_engines import FakeFactory
+from tests.models.managing import PATIENCE_S, PIRATE, A, B, managing, until, use
 from tests.models.specs import MIB, spec
-
-PATIENCE_S = 10
-A, B, C = spec("org/a"), spec("org/b"), spec("org/c")
-PIRATE = spec("org/pirate", task=Task.ADAPTER, parent="org/a")
 
 
 @pytest.fixture
@@ -30,34 +27,8 @@ def factory() -> FakeFactory:
 
 @pytest.fixture
 async def manager(factory: FakeFactory, tmp_path: Path) -> AsyncIterator[ModelManager]:
-    """Room for two of the models, whose estimates are 100 MiB and which measure 120."""
-    made = ModelManager(
-        catalog=Catalog([A, B, C]),
-        factories={"fake": factory},
-        policy=Policy(max_queued_per_model=50),
-        budget_bytes=250 * MIB,
-        state_dir=tmp_path,
-    )
-    await made.start()
-    yield made
-    factory.may_start.set()
-    factory.may_stop.set()
-    async with asyncio.timeout(PATIENCE_S):
-        await made.close(0)
-    assert factory.alive() == []
-    assert factory.closed
-
-
-async def until(manager: ModelManager, model: str, state: State) -> None:
-    """Lets the loop run until `model` is in `state`; each turn of the loop is one chance."""
-    async with asyncio.timeout(PATIENCE_S):
-        while manager.status(model).state is not state:  # noqa: ASYNC110 - states have no event to wait for
-            await asyncio.sleep(0)
-
-
-async def use(manager: ModelManager, model: str) -> str:
-    async with asyncio.timeout(PATIENCE_S), manager.lease(manager.catalog.resolve(model)) as lease:
-        return lease.served_name
+    async with managing(factory, tmp_path, Policy(max_queued_per_model=50)) as made:
+        yield made
 
 
 async def test_a_lease_loads_its_model_and_gives_its_endpoint(manager: ModelManager) -> None:

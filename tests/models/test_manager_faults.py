@@ -15,13 +15,10 @@ from models.errors import LoadFailed, ModelUnusable, ShuttingDown, UnknownModel
 from models.manager import ModelManager
 from models.policy import Policy
 from models.runner import MAX_CAUSE_CHARS, MAX_TAIL_CHARS, _cause
-from models.types import ModelOverrides, ModelSpec, State, Task
+from models.types import ModelOverrides, ModelSpec, State
 from tests.models.fake_engines import FakeEngine, FakeFactory
+from tests.models.managing import PATIENCE_S, PIRATE, A, B, managing, until, use
 from tests.models.specs import MIB, spec
-
-PATIENCE_S = 10
-A, B, C = spec("org/a"), spec("org/b"), spec("org/c")
-PIRATE = spec("org/pirate", task=Task.ADAPTER, parent="org/a")
 
 
 class FragileFactory(FakeFactory):
@@ -45,32 +42,8 @@ def factory() -> FakeFactory:
 
 @pytest.fixture
 async def manager(factory: FakeFactory, tmp_path: Path) -> AsyncIterator[ModelManager]:
-    """Room for two of the models, whose estimates are 100 MiB and which measure 120."""
-    made = ModelManager(
-        catalog=Catalog([A, B, C]),
-        factories={"fake": factory},
-        policy=Policy(),
-        budget_bytes=250 * MIB,
-        state_dir=tmp_path,
-    )
-    await made.start()
-    yield made
-    factory.may_start.set()
-    factory.may_stop.set()
-    async with asyncio.timeout(PATIENCE_S):
-        await made.close(0)
-    assert factory.alive() == []
-
-
-async def until(manager: ModelManager, model: str, state: State) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while manager.status(model).state is not state:  # noqa: ASYNC110 - states have no event to wait for
-            await asyncio.sleep(0)
-
-
-async def use(manager: ModelManager, model: str) -> str:
-    async with asyncio.timeout(PATIENCE_S), manager.lease(manager.catalog.resolve(model)) as lease:
-        return lease.served_name
+    async with managing(factory, tmp_path, Policy()) as made:
+        yield made
 
 
 @pytest.mark.parametrize(("architecture", "cause"), [("Bomb", "heads"), ("Measureless", "too many layers")])
