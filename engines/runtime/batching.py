@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.runtime.retrieval import Encoded, Rows
+from engines.runtime.retrieval import Encoded, Outputs, Rows
 from models.errors import Busy
 
 IDLE_WAIT_S = 60.0  # how often an idle worker looks around; it is woken at once when there is work
@@ -177,7 +177,7 @@ class BatchWorker:
     """One thread that runs forward passes over whatever waits; requests that arrive meanwhile share the next one."""
 
     def __init__(
-        self, forward: Callable[[Sequence[Encoded]], Rows], limits: BatchLimits, max_waiting_tokens: int
+        self, forward: Callable[[Sequence[Encoded]], Outputs], limits: BatchLimits, max_waiting_tokens: int
     ) -> None:
         self._forward = forward
         self._backlog = Backlog(limits)

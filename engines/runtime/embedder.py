@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 
-from engines.runtime.retrieval import Encoded, Rows, Weights
+from engines.runtime.retrieval import Encoded, OutputKind, Rows, Weights
 from engines.runtime.tokenizing import make_encoder
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
@@ -22,6 +22,8 @@ class Embedder:
     """
 
     task = Task.EMBED
+    kind: OutputKind = "dense"
+    labels: Sequence[str] = ()
 
     def __init__(self, model_path: str, args: TransformersArgs) -> None:
         self._model = SentenceTransformer(model_path, **loading_options(args))
@@ -29,6 +31,7 @@ class Embedder:
         self.weights: Weights = ModuleWeights(self._model, args.device)
         limit_length(self._model, args.max_model_len)
         self._normalize = bool(args.normalize)
+        self.prompts: Mapping[str, str] = {name: text for name, text in self._model.prompts.items() if text}
         self.tokenizer: Any = self._model.tokenizer
         self.encoder = make_encoder(self._model, args.max_model_len, default_prompt(self._model))
         self.width = int(self._model.get_embedding_dimension() or 0)

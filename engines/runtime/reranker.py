@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder
 
 from engines.runtime.embedder import default_prompt, limit_length, loading_options, to_device
-from engines.runtime.retrieval import Encoded, Rows, Weights
+from engines.runtime.retrieval import Encoded, OutputKind, Rows, Weights
 from engines.runtime.tokenizing import make_encoder
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
@@ -21,6 +22,9 @@ class Reranker:
 
     task = Task.RERANK
     width = 1
+    kind: OutputKind = "score"
+    labels: Sequence[str] = ()
+    prompts: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, model_path: str, args: TransformersArgs) -> None:
         self._model = CrossEncoder(model_path, **loading_options(args))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 from models.errors import RoundhouseError
 from models.types import Task
 
-Rows: TypeAlias = NDArray[np.float32]  # one row for each input: [n, dimension], or [n, 1] for scores
+Rows: TypeAlias = NDArray[np.float32]  # one row for each input: [n, dimension], [n, 1] for scores, [n, labels]
+# One array for each input: a row of `Rows`; [tokens, dimension] of a multi-vector model; [entries, 2] of a sparse one,
+# each entry a position in the vocabulary and its weight.
+Outputs: TypeAlias = Rows | Sequence[NDArray[np.float32]]
 Ids: TypeAlias = NDArray[np.int32]  # [tokens]; an eighth of the memory of a list of ints
+
+OutputKind: TypeAlias = Literal["dense", "multi_vector", "sparse", "score", "labels"]
 
 Source: TypeAlias = str | tuple[str, str] | list[int]  # a text, a pair of texts, or the ids of tokens
 
@@ -43,13 +48,34 @@ class Encoded:
     type_ids: Ids | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """How the inputs of one request are tokenized.
+
+    `limit` cuts an input to so many tokens, special ones included, on its right; None leaves it whole. `left` cuts on
+    its left instead. `prompt` goes before every text in place of the model's default one; None leaves it the default.
+    `document_limit` cuts the second text of a pair to so many of its own tokens before the two are put together.
+    """
+
+    limit: int | None = None
+    left: bool = False
+    prompt: str | None = None
+    document_limit: int | None = None
+
+
+WHOLE = EncodeOptions()
+
+
 class InputEncoder(Protocol):
     """Tokenizes inputs and puts them together into the features that the model's first module takes."""
 
     max_tokens: int
 
-    def encode(self, sources: Sequence[Source], limit: int | None = None) -> list[Encoded]:
-        """Tokenizes each input: whole, or cut to `limit` tokens. One thread at a time."""
+    def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+        """Tokenizes each input. One thread at a time.
+
+        Raises InvalidRequest for options that the model cannot follow.
+        """
         ...
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
@@ -74,34 +100,44 @@ class RetrievalModel(Protocol):
 
     task: Task
     encoder: InputEncoder
-    width: int  # numbers for each input
+    width: int  # numbers for each input, or for each of its tokens
     tokenizer: Any
     weights: Weights
+    kind: OutputKind
+    prompts: Mapping[str, str]  # those that the model defines, by name: "query", "document"; may be empty
+    labels: Sequence[str]  # of a classifier, in the order of a row's probabilities; else empty
 
-    def forward(self, batch: Sequence[Encoded]) -> Rows:
-        """One forward pass: a float32 row for each input, in their order."""
+    def forward(self, batch: Sequence[Encoded]) -> Outputs:
+        """One forward pass: one array for each input, in their order."""
         ...
 
 
 def encode_within(
-    encoder: InputEncoder, sources: Sequence[Source], truncate_to: int | None, param: str, first_index: int = 0
+    encoder: InputEncoder,
+    sources: Sequence[Source],
+    options: EncodeOptions,
+    param: str,
+    *,
+    truncate: bool,
+    first_index: int = 0,
 ) -> list[Encoded]:
-    """Tokenizes `sources`; those over the model's length are cut to `truncate_to`, or refused where it is None.
+    """Tokenizes `sources`; those over `options.limit` (None: the model's own) are cut to it, or refused.
 
     `first_index` is the place of the first of them in the whole request. Raises TooLong, naming the first input that
     is too long and its count of tokens.
     """
-    encoded = encoder.encode(sources)
-    limit = encoder.max_tokens if truncate_to is None else truncate_to
+    limit = options.limit or encoder.max_tokens
+    encoded = encoder.encode(sources, replace(options, limit=None))
     over = [index for index, item in enumerate(encoded) if item.tokens > limit]
     if not over:
         return encoded
-    if truncate_to is None:
+    if not truncate:
         raise TooLong(
             f"{param}[{first_index + over[0]}] has {encoded[over[0]].tokens} tokens, but this model takes at most "
             f"{limit}. Send less, or set truncate_prompt_tokens (-1 cuts at the model's limit).",
             param=param,
         )
-    for index, item in zip(over, encoder.encode([sources[index] for index in over], limit), strict=True):
+    cut = encoder.encode([sources[index] for index in over], replace(options, limit=limit))
+    for index, item in zip(over, cut, strict=True):
         encoded[index] = item
     return encoded

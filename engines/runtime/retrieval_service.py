@@ -18,7 +18,14 @@ import numpy as np
 import orjson
 
 from engines.runtime.batching import BatchLimits, BatchWorker
-from engines.runtime.retrieval import Encoded, RetrievalModel, Rows, Source, encode_within
+from engines.runtime.retrieval import (
+    Encoded,
+    EncodeOptions,
+    RetrievalModel,
+    Rows,
+    Source,
+    encode_within,
+)
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_requests import (
     detokenize_request,
@@ -149,7 +156,12 @@ class RetrievalService:
         for start, chunk in _chunks(sources):
             encoded += await self._tokenizer_call(
                 lambda start=start, chunk=chunk: encode_within(  # type: ignore[misc]  # bound now, not when it runs
-                    self._model.encoder, chunk, truncate_to, param, start
+                    self._model.encoder,
+                    chunk,
+                    EncodeOptions(limit=truncate_to),
+                    param,
+                    truncate=truncate_to is not None,
+                    first_index=start,
                 )
             )
         return encoded

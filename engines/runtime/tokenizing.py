@@ -15,7 +15,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
-from engines.runtime.retrieval import Encoded, Ids, InputEncoder, InvalidRequest, Source
+from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Ids, InputEncoder, InvalidRequest, Source
 
 UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
 PLAIN_TASKS = ("feature-extraction", "sequence-classification")
@@ -62,7 +62,8 @@ class TokenizerEncoder:
         self._left = self._tokenizer.padding_side == "left"
         self._vocabulary = model[0].model.get_input_embeddings().weight.shape[0]
 
-    def encode(self, sources: Sequence[Source], limit: int | None = None) -> list[Encoded]:
+    def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+        limit = options.limit
         if sources and isinstance(sources[0], list):
             return [self._encode_ids(source, limit) for source in sources]
         return self._encode_texts(sources, limit)
@@ -125,7 +126,8 @@ class ModuleEncoder:
         self._prompt = prompt
         self._is_transformer = isinstance(model[0], Transformer)
 
-    def encode(self, sources: Sequence[Source], limit: int | None = None) -> list[Encoded]:
+    def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+        limit = options.limit
         if limit is not None and limit < self.max_tokens:
             raise InvalidRequest(
                 f"This model cuts its inputs at {self.max_tokens} tokens only; set truncate_prompt_tokens to -1.",
