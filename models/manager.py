@@ -30,7 +30,7 @@ from models.probing import Prober
 from models.readahead import ReadAhead
 from models.reporting import Reporter
 from models.roster import Roster
-from models.runner import Runner
+from models.runner import Runner, close_factories
 from models.scheduling.forecast import Forecast
 from models.scheduling.policy import Policy
 from models.scheduling.scheduler import Scheduler
@@ -122,7 +122,7 @@ class ModelManager:
         await self._read_ahead.close()
         await self._runner.close(self.scheduler.policy.stop_grace_s)
         self.events.close()
-        await asyncio.gather(*(factory.close() for factory in self.factories.values()), return_exceptions=True)
+        await close_factories(self.factories)
 
     def refresh(self) -> None:
         """The catalog has changed: tells the scheduler what appeared, changed and went."""
@@ -393,6 +393,7 @@ class ModelManager:
         self._read_ahead.load_ended()
         self._measured_bytes.clear()
         self._roster.clear()
+        self._preloaded.clear()
         self._loop.begin_anew()
         log.warning("a new scheduler has begun, with nothing on the device")
         self.refresh()

@@ -56,6 +56,7 @@ class Runner:
     def __init__(self, outcomes: Outcomes) -> None:
         self._outcomes = outcomes
         self._residents: dict[str, Resident] = {}
+        self._failing: dict[Engine, str] = {}  # those whose load failed unexpectedly, until they are confirmed gone
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -90,7 +91,7 @@ class Runner:
         """Ends every task and engine; returns when all are confirmed gone, or what is not has been logged."""
         self._closed = True
         await self._cancel_all()
-        engines = [resident.engine for resident in self._residents.values()]
+        engines = [*(resident.engine for resident in self._residents.values()), *self._failing]
         for ended in await asyncio.gather(*(engine.stop(grace_s) for engine in engines), return_exceptions=True):
             if isinstance(ended, BaseException):  # whoever made the engine makes sure of it once more
                 log.error("an engine could not be ended in order: %s: %s", type(ended).__name__, ended)
@@ -99,9 +100,10 @@ class Runner:
     async def end_all(self, grace_s: float) -> None:
         """Ends every task and engine, whatever they were at; returns when all are confirmed gone. Then it may go on."""
         await self._cancel_all()
-        ends = (self._end(model_id, resident.engine, grace_s) for model_id, resident in self._residents.items())
-        await asyncio.gather(*ends)
+        engines = {resident.engine: model_id for model_id, resident in self._residents.items()} | self._failing
+        await asyncio.gather(*(self._end(model_id, engine, grace_s) for engine, model_id in engines.items()))
         self._residents.clear()
+        self._failing.clear()
 
     async def _cancel_all(self) -> None:
         tasks = list(self._tasks)
@@ -129,7 +131,9 @@ class Runner:
         except Exception as error:  # a factory's bug must fail one load, not leave the device busy for ever
             log.exception("loading %s failed unexpectedly", spec.id)
             if engine is not None:  # only an EngineStartError says that nothing of it is left
+                self._failing[engine] = spec.id
                 await self._end(spec.id, engine, 0)
+                del self._failing[engine]
             self._outcomes.load_failed(spec.id, f"{type(error).__name__}: {error}."[:MAX_CAUSE_CHARS])
             return
         self._residents[spec.id] = Resident(engine, spec, {adapter.id: adapter.fingerprint for adapter in adapters})
@@ -222,3 +226,11 @@ def _cause(error: EngineStartError) -> str:
         kept = tail[-MAX_TAIL_CHARS:]
         tail = "… " + (kept.partition("\n")[2] or kept)  # from the beginning of a line on, where it has one
     return f"{message}. The end of its log: {tail}" if tail else f"{message}."
+
+
+async def close_factories(factories: Mapping[str, EngineFactory]) -> None:
+    """Ends what the factories share among their engines; one that fails at it must not keep the others from it."""
+    ends = await asyncio.gather(*(factory.close() for factory in factories.values()), return_exceptions=True)
+    for name, ended in zip(factories, ends, strict=True):
+        if isinstance(ended, BaseException):
+            log.error("the engine %s could not be closed in order: %s: %s", name, type(ended).__name__, ended)

@@ -35,6 +35,8 @@ class FakeEngine:
 
     async def start(self, timeout_s: float) -> LoadReport:
         self.alive = True
+        if self._factory.start_error is not None:
+            raise self._factory.start_error
         try:
             await asyncio.wait_for(self._factory.may_start.wait(), timeout_s)
             if self._factory.failure:
@@ -96,6 +98,7 @@ class FakeFactory:
         self.may_wake = asyncio.Event()
         self.let_all()
         self.failure: str | None = None
+        self.start_error: Exception | None = None  # a bug: it leaves the engine alive
         self.levels: tuple[int, ...] = ()
         self.sleep_error: Exception | None = None
         self.wake_error: Exception | None = None

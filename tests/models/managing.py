@@ -21,7 +21,7 @@ PIRATE = spec("org/pirate", task=Task.ADAPTER, parent="org/a")
 
 @asynccontextmanager
 async def managing(
-    factory: FakeFactory, state_dir: Path, policy: Policy, budget_bytes: int = 250 * MIB
+    factory: FakeFactory, state_dir: Path, policy: Policy, budget_bytes: int = 250 * MIB, preload: tuple[str, ...] = ()
 ) -> AsyncIterator[ModelManager]:
     """A, B and C, whose estimates are 100 MiB and which measure 120; room for two. Proves that no engine is left."""
     manager = ModelManager(
@@ -30,6 +30,7 @@ async def managing(
         policy=policy,
         budget_bytes=budget_bytes,
         state_dir=state_dir,
+        preload=preload,
     )
     await manager.start()
     yield manager

@@ -166,3 +166,31 @@ async def test_closing_while_it_begins_anew_ends_everything(
         async with asyncio.timeout(PATIENCE_S):
             await closing
         assert factory.alive() == []
+
+
+async def test_what_was_preloaded_is_loaded_again(factory: FakeFactory, tmp_path: Path, breaks: Breaks) -> None:
+    async with managing(factory, tmp_path, Policy(), preload=("a",)) as manager:
+        await until(manager, "org/a", State.READY)
+        breaks("on_tick")
+        manager.set_policy(Policy())
+        await well(manager)
+        await until(manager, "org/a", State.READY)
+        assert len(factory.engines) == 2
+
+
+async def test_an_engine_whose_load_failed_unexpectedly_is_ended_too(
+    manager: ModelManager, factory: FakeFactory, breaks: Breaks
+) -> None:
+    factory.start_error = ZeroDivisionError("a bug of the factory")
+    factory.may_stop.clear()
+    waiting = asyncio.create_task(use(manager, "a"))
+    async with asyncio.timeout(PATIENCE_S):
+        while not (factory.engines and factory.engines[0].grace_s is not None):  # noqa: ASYNC110 - nothing to wait for
+            await asyncio.sleep(0)
+    assert factory.alive() == ["org/a"]  # it is being ended, and that takes its time
+    breaks("on_tick")
+    manager.set_policy(Policy())
+    await told(waiting)
+    factory.may_stop.set()
+    await well(manager)
+    assert factory.alive() == []
