@@ -148,6 +148,7 @@ class World:
         more_left, more_host = self.chance.choice([0, 0, 0, 3]), self.chance.choice([0, 0, 0, level % 2])
         self.host_may_overrun |= more_host > 0
         report = SleepReport(0.3, 1 + more_left, weights + more_host)
+        self.may_overrun |= report.device_bytes > self.scheduler.ledger.charges[model]
         self.carry_out(self.scheduler.on_slept(model, self.now, report))
 
     def measure(self, model: str) -> None:
