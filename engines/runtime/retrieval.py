@@ -20,6 +20,7 @@ Ids: TypeAlias = NDArray[np.int32]  # [tokens]; an eighth of the memory of a lis
 
 OutputKind: TypeAlias = Literal["dense", "multi_vector", "sparse", "score", "labels"]
 
+Side: TypeAlias = Literal["query", "document"]
 Source: TypeAlias = str | tuple[str, str] | list[int]  # a text, a pair of texts, or the ids of tokens
 
 
@@ -35,35 +36,42 @@ class TooLong(InvalidRequest):
     code = "context_length_exceeded"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """One input, tokenized. `tokens` counts what the model reads, its special tokens included, without padding.
-
-    `ids` and `type_ids` are what the tokenizer gave; both are None where the model's own module tokenizes `source`.
-    """
-
-    source: Source
-    tokens: int
-    ids: Ids | None = None
-    type_ids: Ids | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
     """How the inputs of one request are tokenized.
 
     `limit` cuts an input to so many tokens, special ones included, on its right; None leaves it whole. `left` cuts on
-    its left instead. `prompt` goes before every text in place of the model's default one; None leaves it the default.
-    `document_limit` cuts the second text of a pair to so many of its own tokens before the two are put together.
+    its left instead. `side` says what the texts are to a model that treats queries and documents differently: by its
+    prompts, and, of a multi-vector model, by length and expansion too. `prompt` goes before every text in place of the
+    one that the model has for `side`, or by default; None leaves it that one. Of a reranker made of a text generator it
+    is the instruction. `document_limit` cuts the second text of a pair to so many of its own tokens before the two are
+    put together.
     """
 
     limit: int | None = None
     left: bool = False
     prompt: str | None = None
     document_limit: int | None = None
+    side: Side | None = None
 
 
 WHOLE = EncodeOptions()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """One input, tokenized. `tokens` counts what the model reads, its special tokens included, without padding.
+
+    `ids` and `type_ids` are what the tokenizer gave; both are None where the model's own module tokenizes `source`,
+    by `options`. `most` is the longest that this input may be, where that is less than the model's `max_tokens`.
+    """
+
+    source: Source
+    tokens: int
+    ids: Ids | None = None
+    type_ids: Ids | None = None
+    options: EncodeOptions = WHOLE
+    most: int | None = None
 
 
 class InputEncoder(Protocol):
@@ -128,13 +136,15 @@ def encode_within(
     """
     limit = options.limit or encoder.max_tokens
     encoded = encoder.encode(sources, replace(options, limit=None))
-    over = [index for index, item in enumerate(encoded) if item.tokens > limit]
+    over = [index for index, item in enumerate(encoded) if item.tokens > min(limit, item.most or limit)]
     if not over:
         return encoded
     if not truncate:
+        first = encoded[over[0]]
+        most = min(limit, first.most or limit)
         raise TooLong(
-            f"{param}[{first_index + over[0]}] has {encoded[over[0]].tokens} tokens, but this model takes at most "
-            f"{limit}. Send less, or set truncate_prompt_tokens (-1 cuts at the model's limit).",
+            f"{param}[{first_index + over[0]}] has {first.tokens} tokens, but this model takes at most "
+            f"{most}. Send less, or set truncate_prompt_tokens (-1 cuts at the model's limit).",
             param=param,
         )
     cut = encoder.encode([sources[index] for index in over], replace(options, limit=limit))
