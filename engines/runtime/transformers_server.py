@@ -10,6 +10,7 @@ import logging
 import math
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -17,7 +18,7 @@ from aiohttp import web
 
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.retrieval import InvalidRequest, RetrievalModel
-from engines.runtime.retrieval_service import RetrievalService
+from engines.runtime.retrieval_service import Answer, RetrievalService
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import Residence
 from models.errors import RoundhouseError
@@ -29,7 +30,7 @@ RETRY_AFTER_S = 1
 
 logger = logging.getLogger(__name__)
 
-Action = Callable[[Mapping[str, Any]], Awaitable[bytes]]
+Action = Callable[[Mapping[str, Any]], Awaitable[Answer]]
 
 
 def make_app(service: RetrievalService, residence: Residence) -> web.Application:
@@ -73,13 +74,29 @@ def make_app(service: RetrievalService, residence: Residence) -> web.Application
     return app
 
 
-def _endpoint(action: Action, residence: Residence) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def handle(request: web.Request) -> web.Response:
+def _endpoint(action: Action, residence: Residence) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
         body = decode_body(await request.read())
         with residence.request():
-            return web.Response(body=await action(body), content_type="application/json")
+            answer = await action(body)
+        return await _send(request, answer)
 
     return handle
+
+
+async def _send(request: web.Request, answer: Answer) -> web.StreamResponse:
+    """Sends one piece with its length, and several as they are written."""
+    pieces = iter((answer,)) if isinstance(answer, bytes) else answer
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        return web.Response(body=first, content_type="application/json")
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    for piece in chain((first, second), pieces):
+        await response.write(piece)
+        await asyncio.sleep(0)  # a write need not wait, and others must not
+    await response.write_eof()
+    return response
 
 
 def decode_body(data: bytes) -> Mapping[str, Any]:
