@@ -24,6 +24,7 @@ class Embedder:
     task = Task.EMBED
     kind: OutputKind = "dense"
     labels: Sequence[str] = ()
+    probabilities = False
 
     def __init__(self, model_path: str, args: TransformersArgs) -> None:
         self._model = SentenceTransformer(model_path, **loading_options(args))

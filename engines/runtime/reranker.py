@@ -35,6 +35,7 @@ class Reranker:
                 f"{model_path} classifies into {self._model.num_labels} labels; a reranker has one score. "
                 "Set this model's task to classify."
             )
+        self.probabilities = isinstance(self._model.activation_fn, torch.nn.Sigmoid)
         limit_length(self._model, args.max_model_len)
         self.tokenizer: Any = self._model.tokenizer
         self.encoder = make_encoder(self._model, args.max_model_len, default_prompt(self._model))

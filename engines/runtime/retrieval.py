@@ -114,6 +114,7 @@ class RetrievalModel(Protocol):
     kind: OutputKind
     prompts: Mapping[str, str]  # those that the model defines, by name: "query", "document"; may be empty
     labels: Sequence[str]  # of a classifier, in the order of a row's probabilities; else empty
+    probabilities: bool  # whether a reranker's scores are from 0 to 1, a sigmoid or the like having been applied
 
     def forward(self, batch: Sequence[Encoded]) -> Outputs:
         """One forward pass: one array for each input, in their order."""
@@ -144,7 +145,7 @@ def encode_within(
         most = min(limit, first.most or limit)
         raise TooLong(
             f"{param}[{first_index + over[0]}] has {first.tokens} tokens, but this model takes at most "
-            f"{most}. Send less, or set truncate_prompt_tokens (-1 cuts at the model's limit).",
+            f"{most}. Send less, or ask for truncation (truncate, truncate_prompt_tokens).",
             param=param,
         )
     cut = encoder.encode([sources[index] for index in over], replace(options, limit=limit))
