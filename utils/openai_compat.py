@@ -1,4 +1,4 @@
-"""Wire shapes of the OpenAI and Anthropic protocols: error bodies, error events, model objects."""
+"""Wire shapes of the OpenAI, Anthropic, Cohere and TEI protocols: error bodies, error events, model objects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import orjson
 
-Protocol = Literal["openai", "responses", "anthropic"]  # "responses": OpenAI's, whose streams have errors of their own
+# "responses": OpenAI's, whose streams have errors of their own; "tei": Hugging Face's text-embeddings-inference
+Protocol = Literal["openai", "responses", "anthropic", "cohere", "tei"]
 
 ProgressText = Literal["off", "reasoning", "content"]
 
@@ -24,6 +25,8 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
 }
 
+_TEI_TYPES = {408: "Overloaded", 429: "Overloaded", 500: "Backend", 502: "Backend", 503: "Overloaded", 504: "Backend"}
+
 
 def error_object(
     protocol: Protocol, status: int, message: str, *, type_: str, code: str | None, param: str | None, request_id: str
@@ -33,6 +36,10 @@ def error_object(
         kind = _ANTHROPIC_TYPES.get(status, "api_error")
         body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
         return body | ({"request_id": request_id} if request_id else {})
+    if protocol == "cohere":
+        return ({"id": request_id} if request_id else {}) | {"message": message}
+    if protocol == "tei":
+        return {"error": message, "error_type": _TEI_TYPES.get(status, "Validation")}
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 

@@ -6,29 +6,52 @@ Answers are bytes of JSON, or pieces of it where they may be large.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from engines.runtime.answers import Pieces, dump, embeddings_pieces
+from engines.runtime.answers import Pieces, dump, rows_pieces
 from engines.runtime.batching import BatchLimits
 from engines.runtime.pipeline import Pipeline, Result
-from engines.runtime.retrieval import EncodeOptions, RetrievalModel, Rows, Source
-from engines.runtime.transformers_args import TransformersArgs
-from engines.runtime.transformers_requests import (
-    detokenize_request,
-    embeddings_request,
-    rerank_request,
-    score_request,
-    tokenize_request,
+from engines.runtime.requests.cohere import cohere_embed_request
+from engines.runtime.requests.embeddings import EmbedRequest, embeddings_request
+from engines.runtime.requests.rerank import RerankRequest, rerank_request
+from engines.runtime.requests.scoring import classify_request, score_request
+from engines.runtime.requests.tei import is_tei_rerank, predict_request, tei_embed_request, tei_rerank_request
+from engines.runtime.requests.tokens import detokenize_request, tokenize_request
+from engines.runtime.retrieval import EncodeOptions, OutputKind, RetrievalModel, Rows, Source
+from engines.runtime.shapes import (
+    class_list,
+    cohere_embeddings,
+    embedding_list,
+    multi_vector_list,
+    predictions,
+    ranking,
+    score_list,
+    sparse_list,
+    tei_ranking,
 )
-from models.errors import WrongTask
-from models.types import Task
+from engines.runtime.transformers_args import TransformersArgs
+from models.errors import RoundhouseError, WrongTask
+
+# What a model is, by what it gives, and its routes.
+SERVED: Mapping[OutputKind, tuple[str, str]] = {
+    "dense": ("an embedding model", "/v1/embeddings, /v2/embed, /embed and /v1/score"),
+    "multi_vector": ("a multi-vector embedding model", "/v1/multi-vector and /embed_all"),
+    "sparse": ("a sparse embedding model", "/embed_sparse"),
+    "score": ("a reranker", "/v1/rerank, /v2/rerank, /rerank and /v1/score"),
+    "labels": ("a classifier", "/v1/classify and /predict"),
+}
 
 Body: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = bytes | Pieces
+
+
+class ModelFault(RoundhouseError):
+    """The fault is in the model, not in the request."""
+
+    code = "model_fault"
 
 
 class RetrievalService:
@@ -67,54 +90,87 @@ class RetrievalService:
         return dump(object="list", data=[card])
 
     async def embeddings(self, body: Body) -> Answer:
-        self._expect(Task.EMBED, "embeddings")
-        request = embeddings_request(body, self._model.encoder.max_tokens, self._model.width)
-        result, rows = await self._rows(request.inputs, request.truncate_to, "input")
-        return embeddings_pieces(
-            shorten(rows, request.dimensions),
-            base64=request.base64,
-            model=request.model or self._name,
-            usage=_usage(result),
-        )
+        self._expect("dense")
+        request = embeddings_request(body, self._model)
+        result, rows = await self._embed(request)
+        return embedding_list(rows, request.forms[0], result.tokens, request.model or self._name)
 
-    async def rerank(self, body: Body) -> bytes:
-        self._expect(Task.RERANK, "reranking")
-        request = rerank_request(body, self._model.encoder.max_tokens)
-        pairs: list[Source] = [(request.query, document) for document in request.documents]
-        result, rows = await self._rows(pairs, request.truncate_to, "documents")
-        scores = rows[:, 0]
-        order = np.argsort(-scores, kind="stable")[: request.top_n]
-        results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
-        if request.return_documents:
-            for entry in results:
-                entry["document"] = {"text": request.documents[entry["index"]]}
-        return dump(
-            id=f"rerank-{uuid.uuid4().hex}",
-            model=request.model or self._name,
-            results=results,
-            usage=_usage(result),
-        )
+    async def multi_vector(self, body: Body) -> Answer:
+        self._expect("multi_vector")
+        request = embeddings_request(body, self._model)
+        result = await self._run(request)
+        outputs = [_shaped(output, request) for output in result.outputs]
+        return multi_vector_list(outputs, request.forms[0], result.tokens, request.model or self._name)
+
+    async def cohere_embed(self, body: Body) -> Answer:
+        self._expect("dense")
+        request = cohere_embed_request(body, self._model)
+        result, rows = await self._embed(request)
+        return cohere_embeddings(rows, request.forms, request.texts, result.tokens)
+
+    async def tei_embed(self, body: Body) -> Answer:
+        self._expect("dense")
+        _, rows = await self._embed(tei_embed_request(body, self._model))
+        return rows_pieces(rows)
+
+    async def tei_embed_all(self, body: Body) -> Answer:
+        """A vector for each token; of models that are made to give those."""
+        self._expect("multi_vector")
+        request = tei_embed_request(body, self._model, normalize=False)
+        result = await self._run(request)
+        return rows_pieces([_shaped(output, request) for output in result.outputs])
+
+    async def tei_embed_sparse(self, body: Body) -> Answer:
+        self._expect("sparse")
+        result = await self._run(tei_embed_request(body, self._model))
+        return sparse_list(result.outputs)
+
+    async def rerank(self, body: Body) -> Answer:
+        """As TEI's clients ask, or as Jina's do."""
+        if not is_tei_rerank(body):
+            return await self.jina_rerank(body)
+        self._expect("score")
+        request = tei_rerank_request(body, self._model)
+        _, scores = await self._scores(request)
+        return tei_ranking(request, self._as_tei(scores, request.raw_scores))
+
+    async def jina_rerank(self, body: Body) -> Answer:
+        return await self._rerank(body, return_documents=True)
+
+    async def cohere_rerank(self, body: Body) -> Answer:
+        return await self._rerank(body, return_documents=False)
+
+    async def _rerank(self, body: Body, *, return_documents: bool) -> Answer:
+        self._expect("score")
+        request = rerank_request(body, self._model, return_documents=return_documents)
+        result, scores = await self._scores(request)
+        return ranking(request, scores, result.tokens, request.model or self._name)
 
     async def score(self, body: Body) -> bytes:
-        """Scores of a reranker, or of an embedder the cosine similarities, for pairs of texts."""
-        request = score_request(body, self._model.encoder.max_tokens)
-        if self._model.task is Task.RERANK:
-            result, rows = await self._rows(list(request.pairs), request.truncate_to, "text_2")
+        """Scores of a reranker, or of an embedder the similarities, for pairs of texts."""
+        self._expect("score", "dense")
+        request = score_request(body, self._model)
+        if self._model.kind == "score":
+            result, rows = await self._rows([*request.pairs], request.options, request.truncate, request.param)
             scores = rows[:, 0]
         else:
             texts: list[Source] = [text for pair in request.pairs for text in pair]
-            result, rows = await self._rows(texts, request.truncate_to, "text_2")
+            result, rows = await self._rows(texts, request.options, request.truncate, request.param)
             rows = normalized(rows)
             scores = np.einsum("ij,ij->i", rows[0::2], rows[1::2])
-        data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
-        return dump(
-            id=f"score-{uuid.uuid4().hex}",
-            object="list",
-            created=int(time.time()),
-            model=request.model or self._name,
-            data=data,
-            usage=_usage(result),
-        )
+        return score_list(scores, result.tokens, request.model or self._name)
+
+    async def classify(self, body: Body) -> bytes:
+        self._expect("labels")
+        request = classify_request(body, self._model)
+        result, rows = await self._rows(request.inputs, request.options, request.truncate, "input")
+        return class_list(rows, self._model.labels, result.tokens, request.model or self._name)
+
+    async def tei_predict(self, body: Body) -> bytes:
+        self._expect("labels")
+        request = predict_request(body, self._model)
+        _, rows = await self._rows(request.inputs, request.options, request.truncate, "inputs")
+        return predictions(rows, self._model.labels, single=request.single)
 
     async def tokenize(self, body: Body) -> bytes:
         request = tokenize_request(body)
@@ -131,16 +187,73 @@ class RetrievalService:
         ids = detokenize_request(body, len(self._model.tokenizer))
         return dump(prompt=await self._pipeline.tokenizer_call(lambda: self._model.tokenizer.decode(ids)))
 
-    def _expect(self, task: Task, what: str) -> None:
-        if self._model.task is not task:
-            kind = "an embedding model" if self._model.task is Task.EMBED else "a reranker"
-            raise WrongTask(f"{self._name} is {kind}; it does not do {what}.", param="model")
+    def _expect(self, *kinds: OutputKind) -> None:
+        """Raises WrongTask that says what this model is, and where it is served."""
+        kind = self._model.kind
+        if kind not in kinds:
+            what, routes = SERVED[kind]
+            raise WrongTask(f"{self._name} is {what}; it is served at {routes}.", param="model")
 
-    async def _rows(self, sources: Sequence[Source], truncate_to: int | None, param: str) -> tuple[Result, Rows]:
-        options = EncodeOptions(limit=truncate_to)
-        result = await self._pipeline.run(sources, options, truncate=truncate_to is not None, param=param)
-        assert isinstance(result.outputs, np.ndarray)  # multi-vector and sparse models have routes of their own
-        return result, result.outputs
+    async def _embed(self, request: EmbedRequest) -> tuple[Result, Rows]:
+        result, rows = await self._rows(request.inputs, request.options, request.truncate, request.param)
+        return result, _shaped(rows, request)
+
+    async def _scores(self, request: RerankRequest) -> tuple[Result, Rows]:
+        """One score for each document, in their order."""
+        pairs: list[Source] = [(request.query, document) for document in request.documents]
+        result, rows = await self._rows(pairs, request.options, request.truncate, request.param)
+        return result, rows[:, 0]
+
+    def _as_tei(self, scores: Rows, raw: bool) -> Rows:
+        """TEI gives a sigmoid of the scores, or with `raw_scores` what went into it."""
+        if raw == (not self._model.probabilities):
+            return scores
+        return logits(scores) if raw else sigmoid(scores)
+
+    async def _rows(
+        self, sources: Sequence[Source], options: EncodeOptions, truncate: bool, param: str
+    ) -> tuple[Result, Rows]:
+        result = await self._pipeline.run(sources, options, truncate=truncate, param=param)
+        rows = result.outputs
+        assert isinstance(rows, np.ndarray)  # multi-vector and sparse models have routes of their own
+        check_finite(rows, param)
+        return result, rows
+
+    async def _run(self, request: EmbedRequest) -> Result:
+        result = await self._pipeline.run(
+            request.inputs, request.options, truncate=request.truncate, param=request.param
+        )
+        for output in result.outputs:
+            check_finite(output, request.param)
+        return result
+
+
+def check_finite(rows: Rows, param: str) -> None:
+    """JSON has no NaN: a client would get null where it expects a number. Raises ModelFault."""
+    if not np.isfinite(rows).all():
+        raise ModelFault(
+            "The model gave numbers that are not finite (NaN or infinity) for an input. Its weights may be damaged, or "
+            "too large for half precision (engine_args: {dtype: float32}).",
+            param=param,
+        )
+
+
+def _shaped(rows: Rows, request: EmbedRequest) -> Rows:
+    rows = shorten(rows, request.dimensions)
+    return normalized(rows) if request.normalize else rows
+
+
+def sigmoid(scores: Rows) -> Rows:
+    result: Rows = (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
+    return result
+
+
+def logits(probabilities: Rows) -> Rows:
+    """The reverse of `sigmoid`, within ±16: float32 knows no numbers closer to 1."""
+    bound = 2.0**-24
+    inner = np.clip(probabilities.astype(np.float64), bound, 1 - bound)
+    result: Rows = np.log(inner / (1 - inner)).astype(np.float32)
+    return result
 
 
 def normalized(rows: Rows) -> Rows:
@@ -155,7 +268,3 @@ def shorten(rows: Rows, dimensions: int | None) -> Rows:
     if dimensions is None or dimensions == rows.shape[1]:
         return rows
     return normalized(rows[:, :dimensions])
-
-
-def _usage(result: Result) -> dict[str, int]:
-    return {"prompt_tokens": result.tokens, "total_tokens": result.tokens}

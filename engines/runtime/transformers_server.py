@@ -1,4 +1,4 @@
-"""HTTP on the engine's unix socket: decodes requests, calls the service, and writes errors in OpenAI's envelope.
+"""HTTP on the engine's unix socket: decodes requests, calls the service, writes errors as the client expects them.
 
 What stands under /engine/ is for the app itself; the router knows no such paths.
 """
@@ -17,16 +17,20 @@ import orjson
 from aiohttp import web
 
 from engines.runtime.protocol import EngineRequest
-from engines.runtime.retrieval import InvalidRequest, RetrievalModel
+from engines.runtime.requests.tei import is_tei_rerank
+from engines.runtime.retrieval import InvalidRequest, RetrievalModel, TooLong
 from engines.runtime.retrieval_service import Answer, RetrievalService
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import Residence
 from models.errors import RoundhouseError
+from utils.openai_compat import Protocol, error_object
 
 MAX_BODY_BYTES = 256 * 1024 * 1024  # the router's own limit is lower; this one bounds whatever gets past it
 BACKLOG = 1024  # connections that wait to be accepted
 DRAIN_S = 60.0  # for running requests after SIGTERM; the manager drains first and kills after its own grace
 RETRY_AFTER_S = 1
+PROTOCOL = "protocol"  # the key of a request under which its client's stands
+SHARED_PATH = "/rerank"  # of Jina's protocol and TEI's, told apart by the body
 
 logger = logging.getLogger(__name__)
 
@@ -59,24 +63,41 @@ def make_app(service: RetrievalService, residence: Residence) -> web.Application
     app.router.add_get("/engine/progress", progress)
     app.router.add_post("/engine/sleep", sleep)
     app.router.add_post("/engine/wake", wake)
-    posts: dict[str, Action] = {
-        "/v1/embeddings": service.embeddings,
-        "/v1/rerank": service.rerank,
-        "/v2/rerank": service.rerank,
-        "/rerank": service.rerank,
-        "/v1/score": service.score,
-        "/score": service.score,
-        "/tokenize": service.tokenize,
-        "/detokenize": service.detokenize,
-    }
-    for path, action in posts.items():
-        app.router.add_post(path, _endpoint(action, residence))
+    for path, (action, protocol) in actions(service).items():
+        app.router.add_post(path, _endpoint(action, protocol, residence))
     return app
 
 
-def _endpoint(action: Action, residence: Residence) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def actions(service: RetrievalService) -> dict[str, tuple[Action, Protocol]]:
+    """What is done for each path, and the protocol of its errors."""
+    return {
+        "/v1/embeddings": (service.embeddings, "openai"),
+        "/v1/multi-vector": (service.multi_vector, "openai"),
+        "/v2/embed": (service.cohere_embed, "cohere"),
+        "/embed": (service.tei_embed, "tei"),
+        "/embed_all": (service.tei_embed_all, "tei"),
+        "/embed_sparse": (service.tei_embed_sparse, "tei"),
+        "/v1/rerank": (service.jina_rerank, "openai"),
+        "/v2/rerank": (service.cohere_rerank, "cohere"),
+        "/rerank": (service.rerank, "openai"),
+        "/v1/score": (service.score, "openai"),
+        "/score": (service.score, "openai"),
+        "/v1/classify": (service.classify, "openai"),
+        "/classify": (service.classify, "openai"),
+        "/predict": (service.tei_predict, "tei"),
+        "/tokenize": (service.tokenize, "openai"),
+        "/detokenize": (service.detokenize, "openai"),
+    }
+
+
+def _endpoint(
+    action: Action, protocol: Protocol, residence: Residence
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
+        request[PROTOCOL] = protocol
         body = decode_body(await request.read())
+        if request.path == SHARED_PATH and is_tei_rerank(body):
+            request[PROTOCOL] = "tei"
         with residence.request():
             answer = await action(body)
         return await _send(request, answer)
@@ -118,22 +139,30 @@ async def render_errors(
         return await handler(request)
     except RoundhouseError as error:
         headers = {"Retry-After": str(math.ceil(error.retry_after_s or RETRY_AFTER_S))} if error.status == 503 else {}
-        return _envelope(error.status, error.message, error.type, error.param, error.code, headers)
+        return _refusal(request, error, headers)
     except web.HTTPException as error:
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        message = f"{request.method} {request.path}: {error.reason}"
-        return _envelope(error.status, message, "invalid_request_error", None, None, headers)
+        refused = InvalidRequest(f"{request.method} {request.path}: {error.reason}")
+        refused.status = error.status
+        return _refusal(request, refused, {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
     except Exception:  # the top of a request: whatever it was, this client gets an answer and the engine lives on
         logger.exception("%s %s failed", request.method, request.path)
-        return _envelope(500, "The engine failed on this request; its log says why.", "server_error", None, None, {})
+        return _refusal(request, RoundhouseError("The engine failed on this request; its log says why."), {})
 
 
-def _envelope(
-    status: int, message: str, kind: str, param: str | None, code: str | None, headers: Mapping[str, str]
-) -> web.Response:
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    body = orjson.dumps({"error": error})
-    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+def _refusal(request: web.Request, error: RoundhouseError, headers: Mapping[str, str]) -> web.Response:
+    protocol = request.get(PROTOCOL, "openai")
+    # TEI's status for an input that is too long, which some of its clients answer by cutting it.
+    status = 413 if protocol == "tei" and isinstance(error, TooLong) else error.status
+    body = error_object(
+        protocol,
+        status,
+        error.message,
+        type_=error.type,
+        code=error.code,
+        param=error.param,
+        request_id=request.headers.get("X-Request-Id", ""),
+    )
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json", headers=headers)
 
 
 async def serve(request: EngineRequest, model: RetrievalModel, args: TransformersArgs) -> None:

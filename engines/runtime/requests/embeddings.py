@@ -1,0 +1,78 @@
+"""Requests for embeddings as OpenAI's and Jina's clients send them, for one vector or several of each input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from engines.runtime.requests.fields import Body, boolean, inputs, integer, optional_string, required, shown
+from engines.runtime.requests.input_types import kind_of
+from engines.runtime.requests.truncation import truncation
+from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
+
+MAX_INPUTS = 2048  # of one request, as OpenAI
+
+Form: TypeAlias = Literal["float", "base64", "binary", "ubinary"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """`param` is the field that the inputs stood in. `texts` are given back in the answer."""
+
+    inputs: list[Source]
+    param: str
+    options: EncodeOptions
+    truncate: bool
+    forms: tuple[Form, ...] = ("float",)
+    dimensions: int | None = None
+    normalize: bool = False
+    model: str | None = None
+    texts: list[str] | None = None
+
+
+def embeddings_request(body: Body, model: RetrievalModel) -> EmbedRequest:
+    """OpenAI's fields, with Jina's `task`, `embedding_type`, `normalized`, `truncate` and Cohere's `input_type`."""
+    if boolean(body, "late_chunking", False):
+        raise InvalidRequest("late_chunking is not supported; send each chunk as an input.", param="late_chunking")
+    optional_string(body, "user")
+    cut = truncation(body, model.encoder.max_tokens)
+    side, prompt = kind_of(body, "input_type" if body.get("input_type") is not None else "task", model.prompts)
+    return EmbedRequest(
+        inputs=inputs(required(body, "input"), "input", MAX_INPUTS),
+        param="input",
+        options=EncodeOptions(cut.limit, cut.left, prompt, side=side),
+        truncate=cut.cut,
+        forms=(_form(body),),
+        dimensions=dimensions(body, "dimensions", model),
+        normalize=boolean(body, "normalized", False),
+        model=optional_string(body, "model"),
+    )
+
+
+def _form(body: Body) -> Form:
+    """How the numbers are written: Jina's `embedding_type`, else OpenAI's `encoding_format`."""
+    param = "embedding_type" if body.get("embedding_type") is not None else "encoding_format"
+    value = body.get(param)
+    if isinstance(value, list) and param == "embedding_type":
+        if len(value) != 1:
+            raise InvalidRequest("embedding_type must name one type here; /v2/embed gives several.", param=param)
+        [value] = value
+    return "float" if value is None else form(value, param)
+
+
+def form(value: Any, param: str) -> Form:
+    for known in FORMS:
+        if value == known:
+            return known
+    if value in ("int8", "uint8"):
+        raise InvalidRequest(
+            f"{param} {value} needs ranges that are calibrated on a corpus, which this model does not have; "
+            f"use one of {', '.join(FORMS)}.",
+            param=param,
+        )
+    raise InvalidRequest(f"{param} must be one of {', '.join(FORMS)}, not {shown(value)}.", param=param)
+
+
+def dimensions(body: Body, param: str, model: RetrievalModel) -> int | None:
+    return integer(body, param, 1, model.width, f"this model's embeddings have {model.width} dimensions")

@@ -1,0 +1,84 @@
+"""Requests as clients of text-embeddings-inference (TEI) send them: /embed, /rerank with `texts`, /predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from engines.runtime.requests.embeddings import EmbedRequest, dimensions
+from engines.runtime.requests.fields import Body, boolean, inputs, listed, optional_string, required, text, texts
+from engines.runtime.requests.input_types import named_prompt
+from engines.runtime.requests.rerank import MAX_DOCUMENTS, RerankRequest
+from engines.runtime.requests.truncation import truncation
+from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
+
+MAX_TEXTS = 10_000  # of one request
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """`single`: there was one input, not a list of them; the answer then is not one either."""
+
+    inputs: list[Source]
+    single: bool
+    options: EncodeOptions
+    truncate: bool
+
+
+def tei_embed_request(body: Body, model: RetrievalModel, *, normalize: bool = True) -> EmbedRequest:
+    """`normalize` is the default of the field of that name."""
+    cut = truncation(body, model.encoder.max_tokens)
+    return EmbedRequest(
+        inputs=inputs(required(body, "inputs"), "inputs", MAX_TEXTS),
+        param="inputs",
+        options=EncodeOptions(cut.limit, cut.left, named_prompt(body, model.prompts)),
+        truncate=cut.cut,
+        dimensions=dimensions(body, "dimensions", model),
+        normalize=boolean(body, "normalize", normalize),
+        model=optional_string(body, "model"),
+    )
+
+
+def is_tei_rerank(body: Body) -> bool:
+    """/rerank is a path of several protocols: TEI's has `texts` where the others have `documents`."""
+    return "texts" in body
+
+
+def tei_rerank_request(body: Body, model: RetrievalModel) -> RerankRequest:
+    cut = truncation(body, model.encoder.max_tokens)
+    documents = texts(listed(body["texts"], "texts", MAX_DOCUMENTS), "texts", MAX_DOCUMENTS)
+    return RerankRequest(
+        query=text(required(body, "query"), "query"),
+        documents=documents,
+        param="texts",
+        returned=documents if boolean(body, "return_text", False) else None,
+        options=EncodeOptions(cut.limit, cut.left),
+        truncate=cut.cut,
+        raw_scores=boolean(body, "raw_scores", False),
+        model=optional_string(body, "model"),
+    )
+
+
+def predict_request(body: Body, model: RetrievalModel) -> PredictRequest:
+    """`inputs`: a text, a pair of texts, or a list of lists of one text or two."""
+    if boolean(body, "raw_scores", False):
+        raise InvalidRequest("raw_scores: this server gives a classifier's probabilities only.", param="raw_scores")
+    cut = truncation(body, model.encoder.max_tokens)
+    value = required(body, "inputs")
+    single = isinstance(value, str) or (isinstance(value, list) and bool(value) and isinstance(value[0], str))
+    items = [value] if single else listed(value, "inputs", MAX_TEXTS)
+    return PredictRequest(
+        inputs=[_text_or_pair(item, index) for index, item in enumerate(items)],
+        single=single,
+        options=EncodeOptions(cut.limit, cut.left),
+        truncate=cut.cut,
+    )
+
+
+def _text_or_pair(value: Any, index: int) -> Source:
+    if isinstance(value, str):
+        return text(value, "inputs")
+    if not isinstance(value, list) or len(value) not in (1, 2):
+        raise InvalidRequest(f"inputs[{index}] must be a list of one text or two.", param="inputs")
+    found = [text(item, "inputs", index) for item in value]
+    return found[0] if len(found) == 1 else (found[0], found[1])
