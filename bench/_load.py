@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from demo.facts import ENDLESS_QUESTION
 
 ANSWER_TIMEOUT_S = 600.0
 LEAST_TOKENS, MOST_TOKENS = 128, 256  # answers as chats have them
+ERROR_BYTES = 1024  # of an error that is shown
 TAIL_BYTES = 1024  # the last event, with the usage, and what ends the stream
 USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 
@@ -68,10 +70,19 @@ class Clients:
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer. Raises RuntimeError for an error."""
+        return json.loads(await self.post_raw(path, body))
+
+    async def post_raw(self, path: str, body: dict[str, Any]) -> bytes:
+        """The answer's bytes. Raises RuntimeError for an error."""
+        status, answer = await self.answered(path, body)
+        if status != 200:
+            raise RuntimeError(f"{path} was answered {status}: {answer[:ERROR_BYTES].decode(errors='replace')}")
+        return answer
+
+    async def answered(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and bytes, whatever they are."""
         async with self._session.post(path, json=body) as response:
-            if response.status != 200:
-                raise RuntimeError(f"{path} was answered {response.status}: {await response.text()}")
-            return await response.json()
+            return response.status, await response.read()
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from demo.folders import cache_dir
 
@@ -117,7 +118,8 @@ def _has_content(line: bytes) -> bool:
     return bool(choices and choices[0]["delta"].get("content"))
 
 
-def _spawn(command: list[str], env: Mapping[str, str], log: Path, port: int) -> Server:
+def spawn(command: list[str], env: Mapping[str, str], log: Path, port: int) -> Server:
+    """Starts `command`, which will listen on `port`; its output goes to `log`. Not awaited."""
     with log.open("wb") as output:
         started_s = time.monotonic()
         process = subprocess.Popen(command, env=dict(env), stdout=output, stderr=subprocess.STDOUT)
@@ -131,7 +133,7 @@ def roundhouse(models_dir: Path, scratch: Path, **settings: object) -> Iterator[
     values = {"models_dir": models_dir, "state_dir": scratch / "state", "port": port} | settings
     env = {name: value for name, value in os.environ.items() if not name.startswith("ROUNDHOUSE_")}
     env |= {f"ROUNDHOUSE_{name.upper()}": str(value) for name, value in values.items()} | {MARK: str(scratch)}
-    server = _spawn([sys.executable, "-m", "app.cli", "serve"], env, scratch / f"roundhouse-{port}.log", port)
+    server = spawn([sys.executable, "-m", "app.cli", "serve"], env, scratch / f"roundhouse-{port}.log", port)
     try:
         server.answered_s = server.wait_until("/health", START_TIMEOUT_S)
         yield server
@@ -147,7 +149,7 @@ def plain_vllm(model: Path, name: str, scratch: Path, *arguments: str) -> Iterat
     command += ["--served-model-name", name, "--enforce-eager", "--host", LOOPBACK, "--port", str(port), *arguments]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     env["TMPDIR"] = str(scratch)  # it leaves its sockets there
-    server = _spawn(command, env, scratch / f"vllm-{port}.log", port)
+    server = spawn(command, env, scratch / f"vllm-{port}.log", port)
     try:
         yield server
     finally:
@@ -156,9 +158,18 @@ def plain_vllm(model: Path, name: str, scratch: Path, *arguments: str) -> Iterat
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="bench-roundhouse-") as name:
-        yield Path(name)
+    """A folder that is gone afterwards, for the whole of a program, which a TERM then ends in order: servers first."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-roundhouse-") as name:
+            yield Path(name)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the way out takes as long as the servers need
+    raise SystemExit(128 + number)
 
 
 def demo_models() -> Path:
