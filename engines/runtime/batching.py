@@ -1,31 +1,24 @@
-"""Which waiting inputs go into the next forward pass, and the thread that runs it.
+"""Which waiting inputs go into the next forward pass: decided here, and nothing else.
 
-`Backlog` decides and does nothing else; `BatchWorker` owns it, behind one lock. A request small enough for one batch is
-interactive, a larger one is bulk. Where both wait they take turns, so neither holds up the other: a single query waits
-for at most the batch that is running and one more. Within a lane inputs of similar length go together, because a batch
-costs what its longest input costs times their number.
+A request small enough for one batch is interactive, a larger one is bulk. Where both wait they take turns, so neither
+holds up the other: a single query waits for at most the batch that is running and one more. Within a lane inputs of
+similar length go together, because a batch costs what its longest input costs times their number.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
+import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.runtime.retrieval import Encoded, Outputs, Rows
-from models.errors import Busy
 
-IDLE_WAIT_S = 60.0  # how often an idle worker looks around; it is woken at once when there is work
-BUSY_RETRY_S = 1.0  # what a client is told to wait when the backlog is full
-MAX_FAILURES = 3  # forward passes that failed in a row before the engine calls itself unhealthy
-
-logger = logging.getLogger(__name__)
+CANDIDATE_BATCHES = 8  # as many batches' worth of the oldest interactive inputs are looked at for the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,44 +32,103 @@ class BatchLimits:
         return count <= self.items and count * longest <= self.tokens
 
 
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """What is best for the next pass, within its limits.
+
+    `bulk_tokens` is the most for a bulk batch. `waste_tokens` is the padding that is worth a pass less: what a pass
+    costs beside its tokens.
+    """
+
+    bulk_tokens: int
+    waste_tokens: int
+
+
 class Job:
-    """The inputs of one request, and the rows that they have become so far."""
+    """One request's inputs: those that wait for their pass, and the outputs that they have become so far.
 
-    __slots__ = ("future", "items", "loop", "pending", "remaining", "rows")
+    Made in the event loop that waits for it; inputs may come in several parts.
+    """
 
-    def __init__(self, items: Sequence[Encoded]) -> None:
-        self.items = items
-        self.pending = sorted(range(len(items)), key=lambda index: items[index].tokens, reverse=True)
-        self.remaining = len(items)  # rows not computed yet, running ones included
-        self.rows: Rows | None = None
+    def __init__(self, total: int, expected_tokens: int = 0) -> None:
+        self.total = total
+        self.interactive = False
+        self.failed = False
+        self.pending: list[tuple[int, int, Encoded]] = []  # a heap: -tokens, index, input; the longest comes first
+        self.added = 0
+        self.waiting_tokens = 0  # of those pending
+        self.expected_tokens = expected_tokens  # a guess at those of the inputs that are still to come
+        self.input_tokens = np.zeros(total, dtype=np.int64)
+        self.stalled = False  # whoever adds inputs waits for `room`
+        self.room = asyncio.Event()
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Rows] = self.loop.create_future()
+        self.future: asyncio.Future[Outputs] = self.loop.create_future()
+        self.future.add_done_callback(_retrieve)
+        self._missing = total
+        self._rows: Rows | None = None
+        self._arrays: list[NDArray[np.float32] | None] = []
+
+    def add(self, items: Sequence[Encoded]) -> None:
+        for index, item in enumerate(items, self.added):
+            heapq.heappush(self.pending, (-item.tokens, index, item))
+            self.input_tokens[index] = item.tokens
+            self.waiting_tokens += item.tokens
+        self.expected_tokens -= self.expected_tokens * len(items) // max(self.total - self.added, 1)
+        self.added += len(items)
 
     @property
     def longest(self) -> int:
-        return self.items[self.pending[0]].tokens
+        return -self.pending[0][0]
 
-    @property
-    def waiting_tokens(self) -> int:
-        return sum(self.items[index].tokens for index in self.pending)
+    def take_longest(self) -> Slot:
+        _, index, item = heapq.heappop(self.pending)
+        self.waiting_tokens -= item.tokens
+        return Slot(self, index, item)
 
-    def store(self, index: int, row: Rows) -> None:
-        if self.rows is None:
-            self.rows = np.empty((len(self.items), row.shape[-1]), dtype=np.float32)
-        self.rows[index] = row
-        self.remaining -= 1
+    def take(self, indices: set[int]) -> None:
+        kept = []
+        for entry in self.pending:
+            if entry[1] in indices:
+                self.waiting_tokens += entry[0]
+            else:
+                kept.append(entry)
+        heapq.heapify(kept)
+        self.pending = kept
 
-    def finish(self, error: Exception | None = None) -> None:
-        """Tells the waiting request, from the worker's thread."""
-        self.loop.call_soon_threadsafe(self._resolve, error)
+    def drop_pending(self) -> None:
+        self.pending.clear()
+        self.waiting_tokens = self.expected_tokens = 0
 
-    def _resolve(self, error: Exception | None) -> None:
+    def store(self, index: int, output: NDArray[np.float32]) -> bool:
+        """True with the last of this request's outputs. Rows of one width go into one array."""
+        if output.ndim == 1:
+            if self._rows is None:
+                self._rows = np.empty((self.total, output.shape[0]), dtype=np.float32)
+            self._rows[index] = output
+        else:
+            if not self._arrays:
+                self._arrays = [None] * self.total
+            self._arrays[index] = output.copy()  # not a view, which would keep the whole padded batch
+        self._missing -= 1
+        return self._missing == 0
+
+    def resolve(self, error: Exception | None = None) -> None:
+        """Tells the waiting request. In its event loop."""
+        self.room.set()
         if self.future.done():  # the client went away meanwhile
             return
         if error is not None:
             self.future.set_exception(error)
-        elif self.rows is not None:
-            self.future.set_result(self.rows)
+        elif self._rows is not None:
+            self.future.set_result(self._rows)
+        else:
+            self.future.set_result([array for array in self._arrays if array is not None])
+
+
+def _retrieve(future: asyncio.Future[Outputs]) -> None:
+    """Says that an error was seen: a request may have failed otherwise before it learns of this one."""
+    if not future.cancelled():
+        future.exception()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +137,7 @@ class Slot:
 
     job: Job
     index: int
-
-    @property
-    def item(self) -> Encoded:
-        return self.job.items[self.index]
+    item: Encoded
 
 
 class Backlog:
@@ -104,173 +153,86 @@ class Backlog:
     def __bool__(self) -> bool:
         return bool(self._interactive or self._bulk)
 
-    def add(self, job: Job) -> None:
-        self.tokens += job.waiting_tokens
-        if self._limits.fits(len(job.items), job.longest):
+    def add(self, job: Job, items: Sequence[Encoded]) -> None:
+        """More inputs of `job`, in their order. Those that do not come all at once are bulk."""
+        before, waits = job.waiting_tokens, bool(job.pending)
+        job.add(items)
+        self.tokens += job.waiting_tokens - before
+        job.interactive = len(items) == job.total and self._limits.fits(len(items), job.longest)
+        if job.interactive:
             self._interactive[job] = None
-        else:
+        elif not waits:
             self._bulk.append(job)
 
     def discard(self, job: Job) -> None:
         """Forgets what of `job` is not running yet."""
-        if job in self._interactive:
-            del self._interactive[job]
-        elif job in self._bulk:
+        if job.interactive:
+            self._interactive.pop(job, None)
+        elif job.pending:
             self._bulk.remove(job)
-        else:
-            return
         self.tokens -= job.waiting_tokens
-        job.pending.clear()
+        job.drop_pending()
 
-    def next_batch(self) -> list[Slot]:
+    def next_batch(self, sizes: BatchSizes) -> list[Slot]:
         """Takes out the inputs of the next forward pass; empty where nothing waits."""
         if self._bulk and (self._bulk_turn or not self._interactive):
             self._bulk_turn = False
-            batch = self._take_bulk()
+            batch = self._take_bulk(sizes.bulk_tokens)
         elif self._interactive:
             self._bulk_turn = True
-            batch = self._take_interactive()
+            batch = self._take_interactive(sizes.waste_tokens)
         else:
             return []
         self.tokens -= sum(slot.item.tokens for slot in batch)
         return batch
 
-    def _take_interactive(self) -> list[Slot]:
-        """Of all that waits, cut by length into batches, the one with the oldest request's longest input in it."""
+    def _take_interactive(self, waste_tokens: int) -> list[Slot]:
+        """Of what has waited longest, cut by length into batches, the one with the oldest request's longest input."""
         oldest = next(iter(self._interactive))
-        first = (oldest, oldest.pending[0])
-        waiting = [Slot(job, index) for job in self._interactive for index in job.pending]
-        waiting.sort(key=lambda slot: slot.item.tokens, reverse=True)
+        first = oldest.pending[0][1]
+        waiting = sorted(self._candidates(), key=lambda slot: slot.item.tokens, reverse=True)
         batch: list[Slot] = []
+        wasted = 0
         for slot in waiting:
-            if batch and not self._limits.fits(len(batch) + 1, batch[0].item.tokens):
-                if any((taken.job, taken.index) == first for taken in batch):
-                    break
-                batch = []
+            if batch:
+                longest = batch[0].item.tokens
+                wasted += longest - slot.item.tokens
+                if wasted > waste_tokens or not self._limits.fits(len(batch) + 1, longest):
+                    if any(taken.job is oldest and taken.index == first for taken in batch):
+                        break
+                    batch, wasted = [], 0
             batch.append(slot)
         self._remove_from_interactive(batch)
         return batch
+
+    def _candidates(self) -> Iterator[Slot]:
+        """The interactive inputs, oldest requests first, as many as are worth sorting."""
+        count = tokens = 0
+        for job in self._interactive:
+            for _, index, item in job.pending:
+                yield Slot(job, index, item)
+                tokens += item.tokens
+                count += 1
+            if tokens > CANDIDATE_BATCHES * self._limits.tokens or count > CANDIDATE_BATCHES * self._limits.items:
+                return
 
     def _remove_from_interactive(self, batch: Sequence[Slot]) -> None:
         taken: dict[Job, set[int]] = {}
         for slot in batch:
             taken.setdefault(slot.job, set()).add(slot.index)
         for job, indices in taken.items():
-            job.pending = [index for index in job.pending if index not in indices]
+            job.take(indices)
             if not job.pending:
                 del self._interactive[job]
 
-    def _take_bulk(self) -> list[Slot]:
+    def _take_bulk(self, tokens: int) -> list[Slot]:
         """The longest inputs left of the request whose turn it is; then the next request's turn."""
         job = self._bulk.popleft()
-        count = 1
-        while count < len(job.pending) and self._limits.fits(count + 1, job.longest):
-            count += 1
-        batch = [Slot(job, index) for index in job.pending[:count]]
-        del job.pending[:count]
+        limits = BatchLimits(min(tokens, self._limits.tokens), self._limits.items)
+        longest = job.longest
+        batch = [job.take_longest()]
+        while job.pending and limits.fits(len(batch) + 1, longest):
+            batch.append(job.take_longest())
         if job.pending:
             self._bulk.append(job)
         return batch
-
-
-class BatchWorker:
-    """One thread that runs forward passes over whatever waits; requests that arrive meanwhile share the next one."""
-
-    def __init__(
-        self, forward: Callable[[Sequence[Encoded]], Outputs], limits: BatchLimits, max_waiting_tokens: int
-    ) -> None:
-        self._forward = forward
-        self._backlog = Backlog(limits)
-        self._max_waiting_tokens = max_waiting_tokens
-        self._changed = threading.Condition()
-        self._closing = False
-        self._between: deque[tuple[Callable[[], None], Future[None]]] = deque()
-        self._failures = 0
-        self.batches = 0  # finished or failed so far
-        self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
-        self._thread.start()
-
-    @property
-    def healthy(self) -> bool:
-        return self._thread.is_alive() and self._failures < MAX_FAILURES
-
-    async def run(self, items: Sequence[Encoded]) -> Rows:
-        """The rows of `items`, in their order. Cancelled, what has not begun is dropped.
-
-        Raises Busy where too much waits already.
-        """
-        job = Job(items)
-        with self._changed:
-            if self._backlog and self._backlog.tokens + job.waiting_tokens > self._max_waiting_tokens:
-                raise Busy("Too many inputs wait for this model; try again.", retry_after_s=BUSY_RETRY_S)
-            self._backlog.add(job)
-            self._changed.notify()
-        try:
-            return await job.future
-        finally:
-            if not job.future.done() or job.future.cancelled():
-                with self._changed:
-                    self._backlog.discard(job)
-
-    async def between_passes(self, work: Callable[[], None]) -> None:
-        """Runs `work` in the worker's thread, so that no forward pass runs meanwhile. Raises what it raises."""
-        done: Future[None] = Future()
-        with self._changed:
-            self._between.append((work, done))
-            self._changed.notify()
-        await asyncio.wrap_future(done)
-
-    def close(self, timeout_s: float) -> None:
-        """Ends the thread after the batch that is running."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._backlog or self._between or self._closing):
-                    self._changed.wait(IDLE_WAIT_S)
-                if self._closing:
-                    return
-                between = self._between.popleft() if self._between else None
-                batch = self._backlog.next_batch() if between is None else []
-            if between is None:
-                self._run_batch(batch)
-                self.batches += 1
-            else:
-                _carry_out(*between)
-
-    def _run_batch(self, batch: Sequence[Slot]) -> None:
-        try:
-            rows = self._forward([slot.item for slot in batch])
-        except Exception as error:  # the top of this thread: a failed batch must not end the engine
-            logger.exception("A forward pass over %d inputs failed", len(batch))
-            self._failures += 1
-            self._fail(batch, error)
-            return
-        self._failures = 0
-        for slot, row in zip(batch, rows, strict=True):
-            slot.job.store(slot.index, row)
-            if slot.job.remaining == 0:
-                slot.job.finish()
-
-    def _fail(self, batch: Sequence[Slot], error: Exception) -> None:
-        jobs = {slot.job for slot in batch}
-        with self._changed:
-            for job in jobs:
-                self._backlog.discard(job)
-        for job in jobs:
-            job.finish(error)
-
-
-def _carry_out(work: Callable[[], None], done: Future[None]) -> None:
-    if not done.set_running_or_notify_cancel():
-        return
-    try:
-        work()
-    except Exception as error:
-        done.set_exception(error)
-    else:
-        done.set_result(None)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from engines.runtime.batching import BatchLimits, BatchWorker
-from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Outputs, RetrievalModel, Source, encode_within
+import numpy as np
+from numpy.typing import NDArray
 
-CHUNK_TEXTS = 256  # of one turn of the tokenizer thread: about 10 ms
-CHUNK_CHARACTERS = 262_144
+from engines.runtime.batch_worker import BatchWorker
+from engines.runtime.batching import BatchLimits
+from engines.runtime.retrieval import WHOLE, EncodeOptions, Outputs, RetrievalModel, Source, encode_within
+
+CHUNK_TEXTS = 64  # of one turn of the tokenizer thread: a few ms
+CHUNK_CHARACTERS = 65_536
+INLINE_CHARACTERS = 2_048  # tokenized in less time than it takes to hand them to a thread and back
+CHARACTERS_PER_TOKEN = 4  # a guess, good enough to tell how much waits before it is tokenized
 CLOSE_S = 30.0  # for the forward pass that is running at the end
 
 T = TypeVar("T")
@@ -23,11 +31,11 @@ class Result:
     """One output for each input, in their order, and how many tokens each input had."""
 
     outputs: Outputs
-    input_tokens: Sequence[int]
+    input_tokens: NDArray[np.int64]
 
     @property
     def tokens(self) -> int:
-        return sum(self.input_tokens)
+        return int(self.input_tokens.sum())
 
 
 class Pipeline:
@@ -36,6 +44,7 @@ class Pipeline:
     def __init__(self, model: RetrievalModel, limits: BatchLimits, max_waiting_tokens: int) -> None:
         self._encoder = model.encoder
         self._worker = BatchWorker(model.forward, limits, max_waiting_tokens)
+        self._tokenizer = threading.Lock()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
     @property
@@ -47,6 +56,11 @@ class Pipeline:
         """Forward passes so far, failed ones included."""
         return self._worker.batches
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of inputs whose pass has not begun."""
+        return self._worker.waiting_tokens
+
     async def run(
         self, sources: Sequence[Source], options: EncodeOptions = WHOLE, *, truncate: bool = False, param: str = "input"
     ) -> Result:
@@ -55,18 +69,37 @@ class Pipeline:
         An input of more tokens than `options.limit` (None: than the model takes) is cut with `truncate`, else refused.
         Raises TooLong or InvalidRequest naming `param`, and Busy where too much waits already.
         """
-        encoded: list[Encoded] = []
-        for start, chunk in _chunks(sources):
-            encoded += await self.tokenizer_call(
-                lambda start=start, chunk=chunk: encode_within(  # type: ignore[misc]  # bound now, not when it runs
-                    self._encoder, chunk, options, param, truncate=truncate, first_index=start
+        if not sources:
+            return Result(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64))
+        job = self._worker.open(len(sources), sum(map(_characters, sources)) // CHARACTERS_PER_TOKEN)
+        try:
+            for start, chunk, characters in _chunks(sources):
+                encode = partial(
+                    encode_within, self._encoder, chunk, options, param, truncate=truncate, first_index=start
                 )
-            )
-        return Result(await self._worker.run(encoded), [item.tokens for item in encoded])
+                short = characters <= INLINE_CHARACTERS and len(chunk) == len(sources)
+                await self._worker.add(job, await self.tokenizer_call(encode, short=short))
+                if job.future.done():  # failed
+                    break
+            return Result(await job.future, job.input_tokens)
+        finally:
+            self._worker.discard(job)
 
-    async def tokenizer_call(self, call: Callable[[], T]) -> T:
-        """What `call` returns; nothing else uses the tokenizer meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, call)
+    async def tokenizer_call(self, call: Callable[[], T], *, short: bool = False) -> T:
+        """What `call` returns; nothing else uses the tokenizer meanwhile.
+
+        A `short` one, of less than a millisecond, runs at once where the tokenizer is free.
+        """
+        if short and self._tokenizer.acquire(blocking=False):
+            try:
+                return call()
+            finally:
+                self._tokenizer.release()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._alone, call)
+
+    def _alone(self, call: Callable[[], T]) -> T:
+        with self._tokenizer:
+            return call()
 
     async def between_passes(self, work: Callable[[], None]) -> None:
         """Runs `work` while no forward pass runs. Raises what it raises."""
@@ -77,13 +110,21 @@ class Pipeline:
         self._worker.close(CLOSE_S)
 
 
-def _chunks(sources: Sequence[Source]) -> Iterator[tuple[int, Sequence[Source]]]:
-    """Runs of `sources`, small enough for one turn of the tokenizer thread, with the index of their first."""
+def _chunks(sources: Sequence[Source]) -> Iterator[tuple[int, Sequence[Source], int]]:
+    """Runs of `sources`, small enough for one turn of the tokenizer thread: the index of their first, they themselves,
+    and how many characters they have."""
     start = size = 0
     for index, source in enumerate(sources):
-        length = sum(map(len, source)) if isinstance(source, tuple) else len(source)
+        length = _characters(source)
         if index > start and (index - start == CHUNK_TEXTS or size + length > CHUNK_CHARACTERS):
-            yield start, sources[start:index]
+            yield start, sources[start:index], size
             start, size = index, 0
         size += length
-    yield start, sources[start:]
+    yield start, sources[start:], size
+
+
+def _characters(source: Source) -> int:
+    """Those of a text or a pair; of token ids, as many as would make them."""
+    if isinstance(source, list):
+        return len(source) * CHARACTERS_PER_TOKEN
+    return sum(map(len, source)) if isinstance(source, tuple) else len(source)

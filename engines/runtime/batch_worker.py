@@ -1,0 +1,220 @@
+"""The thread that runs forward passes over whatever waits; requests that arrive meanwhile share the next one.
+
+A bulk pass is as long as is worth its while where no interactive requests come, and short where they do: about as long
+as one of theirs, so that a query which arrives during one waits for no more than it takes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from engines.runtime.batching import Backlog, BatchLimits, BatchSizes, Job, Slot
+from engines.runtime.pass_cost import PassCost
+from engines.runtime.retrieval import Encoded, Outputs
+from models.errors import Busy
+
+IDLE_WAIT_S = 60.0  # how often an idle worker looks around; it is woken at once when there is work
+BUSY_RETRY_S = 1.0  # what a client is told to wait when the backlog is full
+MAX_FAILURES = 3  # batches that failed in a row before the engine calls itself unhealthy
+BULK_PASS_S = 0.1  # of bulk work with nobody else there
+RECENT_S = 2.0  # after an interactive request, bulk passes stay short for so long
+SHORT_PASS_S = (0.004, 0.02)  # bounds of a short bulk pass
+SMOOTHING = 0.2  # weight of the last interactive pass in their mean duration
+LOOKAHEAD_TOKENS = 4_000_000  # of one request, tokenized and waiting: 16 MB
+TRIM_AFTER_S = 1.0  # of idleness
+TRIM_AFTER_TOKENS = 50_000  # computed since the last time; less leaves little behind
+
+logger = logging.getLogger(__name__)
+
+
+class BatchWorker:
+    """Owns the backlog, behind one lock. Jobs are made, filled and waited for in one event loop."""
+
+    def __init__(
+        self, forward: Callable[[Sequence[Encoded]], Outputs], limits: BatchLimits, max_waiting_tokens: int
+    ) -> None:
+        self._forward = forward
+        self._limits = limits
+        self._backlog = Backlog(limits)
+        self._expected_tokens = 0  # of inputs that are still to be added
+        self._max_waiting_tokens = max_waiting_tokens
+        self._changed = threading.Condition()
+        self._closing = False
+        self._between: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._cost = PassCost()
+        self._interactive_pass_s = SHORT_PASS_S[1]
+        self._interactive_until_s = 0.0  # monotonic; bulk passes are short until then
+        self._untrimmed_tokens = 0
+        self._failures = 0
+        self.batches = 0  # finished or failed so far
+        self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        return self._thread.is_alive() and self._failures < MAX_FAILURES
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._backlog.tokens
+
+    def open(self, total: int, expected_tokens: int) -> Job:
+        """A job of `total` inputs, to be added. Raises Busy where too much waits already."""
+        job = Job(total, expected_tokens)
+        with self._changed:
+            waiting = self._backlog.tokens + self._expected_tokens
+            if waiting and waiting + expected_tokens > self._max_waiting_tokens:
+                raise Busy("Too many inputs wait for this model; try again.", retry_after_s=BUSY_RETRY_S)
+            self._expected_tokens += expected_tokens
+        return job
+
+    async def add(self, job: Job, items: Sequence[Encoded]) -> None:
+        """Adds inputs; returns when there is room for more of the same request."""
+        with self._changed:
+            if job.failed:
+                return
+            self._expected_tokens -= job.expected_tokens
+            self._backlog.add(job, items)
+            self._expected_tokens += job.expected_tokens
+            if job.interactive:
+                self._interactive_until_s = time.monotonic() + RECENT_S
+            job.stalled = job.waiting_tokens > LOOKAHEAD_TOKENS
+            if job.stalled:
+                job.room.clear()
+            self._changed.notify()
+        if job.stalled and not job.future.done():
+            await job.room.wait()
+
+    def discard(self, job: Job) -> None:
+        """Drops what of `job` is not running yet; nobody waits for it any more."""
+        with self._changed:
+            self._expected_tokens -= job.expected_tokens
+            self._backlog.discard(job)
+        job.future.cancel()
+
+    async def between_passes(self, work: Callable[[], None]) -> None:
+        """Runs `work` in the worker's thread, so that no forward pass runs meanwhile. Raises what it raises."""
+        done: Future[None] = Future()
+        with self._changed:
+            self._between.append((work, done))
+            self._changed.notify()
+        await asyncio.wrap_future(done)
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread after the batch that is running."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._wait()
+                if self._closing:
+                    return
+                between = self._between.popleft() if self._between else None
+                batch = self._next_batch() if between is None else []
+            if between is not None:
+                _carry_out(*between)
+            elif batch:
+                self._run_batch(batch)
+            else:
+                self._trim()
+
+    def _wait(self) -> None:
+        """Until there is something to do; memory to give back is something, after a while."""
+        while not (self._backlog or self._between or self._closing):
+            trims = self._untrimmed_tokens > TRIM_AFTER_TOKENS
+            if not self._changed.wait(TRIM_AFTER_S if trims else IDLE_WAIT_S) and trims:
+                return
+
+    def _next_batch(self) -> list[Slot]:
+        low_s, high_s = SHORT_PASS_S
+        short = time.monotonic() < self._interactive_until_s
+        bulk_s = min(max(self._interactive_pass_s, low_s), high_s) if short else BULK_PASS_S
+        most = self._limits.tokens
+        batch = self._backlog.next_batch(
+            BatchSizes(self._cost.tokens_within(bulk_s, most), self._cost.fixed_tokens(most))
+        )
+        for job in {slot.job for slot in batch}:
+            if job.stalled and job.waiting_tokens <= LOOKAHEAD_TOKENS // 2:
+                job.stalled = False
+                job.loop.call_soon_threadsafe(job.room.set)
+        return batch
+
+    def _run_batch(self, batch: Sequence[Slot]) -> None:
+        """Computes a batch; one that fails runs again in halves, so that an input fails no request but its own."""
+        ended: list[tuple[Job, Exception | None]] = []
+        passed = False
+        parts = [batch]
+        while parts:
+            part = [slot for slot in parts.pop() if not slot.job.failed]
+            if not part:
+                continue
+            try:
+                ended += [(job, None) for job in self._pass(part)]
+                passed = True
+            except Exception as error:  # the top of this thread: a failed batch must not end the engine
+                half = len(part) // 2
+                if half:
+                    parts += [part[half:], part[:half]]
+                    logger.warning("A pass over %d inputs failed (%s); they run again in halves", len(part), error)
+                else:
+                    self._fail(part[0])
+                    ended.append((part[0].job, error))
+        self._failures = 0 if passed else self._failures + 1
+        self.batches += 1
+        if ended:
+            ended[0][0].loop.call_soon_threadsafe(_resolve, ended)
+
+    def _pass(self, batch: Sequence[Slot]) -> list[Job]:
+        """Runs one forward pass, keeps its outputs, and returns the jobs that were finished by it."""
+        begin_s = time.monotonic()
+        outputs = self._forward([slot.item for slot in batch])
+        seconds = time.monotonic() - begin_s
+        if len(outputs) != len(batch):
+            raise ValueError(f"the model gave {len(outputs)} outputs for {len(batch)} inputs")
+        tokens = len(batch) * max(slot.item.tokens for slot in batch)
+        self._cost.observe(tokens, seconds)
+        self._untrimmed_tokens += tokens
+        if batch[0].job.interactive:
+            self._interactive_pass_s += SMOOTHING * (seconds - self._interactive_pass_s)
+        return [slot.job for slot, output in zip(batch, outputs, strict=True) if slot.job.store(slot.index, output)]
+
+    def _fail(self, slot: Slot) -> None:
+        logger.exception("A pass over one input of %d tokens failed, and with it its request", slot.item.tokens)
+        with self._changed:
+            slot.job.failed = True
+            self._expected_tokens -= slot.job.expected_tokens
+            self._backlog.discard(slot.job)
+
+    def _trim(self) -> None:
+        """Gives freed memory back to the system, which the allocator would keep for later."""
+        self._untrimmed_tokens = 0
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
+
+
+def _resolve(ended: Sequence[tuple[Job, Exception | None]]) -> None:
+    for job, error in ended:
+        job.resolve(error)
+
+
+def _carry_out(work: Callable[[], None], done: Future[None]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        work()
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)

@@ -1,0 +1,310 @@
+"""From inputs to outputs: order, cancellation, failures, bounds, and who goes first."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.runtime import batch_worker, pipeline
+from engines.runtime.batching import BatchLimits
+from engines.runtime.pipeline import Pipeline
+from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Outputs, Rows, Source, TooLong
+from models.errors import Busy
+
+WAIT_S = 10.0
+LIMITS = BatchLimits(tokens=64, items=4)
+
+
+class Characters:
+    """An encoder for which each character is a token."""
+
+    max_tokens = 1_000_000
+
+    def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+        return [Encoded(source, len(source[: options.limit])) for source in sources]
+
+    def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+        return {}
+
+
+class Gate:
+    """A forward pass that gives each input's number of tokens, held up until opened."""
+
+    def __init__(self, opened: bool = False) -> None:
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.batches: list[list[int]] = []
+        if opened:
+            self.open.set()
+
+    def __call__(self, batch: Sequence[Encoded]) -> Rows:
+        self.entered.release()
+        assert self.open.wait(WAIT_S)
+        self.batches.append([item.tokens for item in batch])
+        return np.array([[item.tokens] for item in batch], dtype=np.float32)
+
+
+class Model:
+    def __init__(self, forward: Callable[[Sequence[Encoded]], Outputs]) -> None:
+        self.encoder = Characters()
+        self.forward = forward
+
+
+@asynccontextmanager
+async def pipeline_of(
+    forward: Callable[[Sequence[Encoded]], Outputs], max_waiting_tokens: int = 10**6, limits: BatchLimits = LIMITS
+) -> AsyncIterator[Pipeline]:
+    line = Pipeline(Model(forward), limits, max_waiting_tokens)
+    try:
+        yield line
+    finally:
+        await asyncio.to_thread(line.close)
+        assert not line.healthy
+
+
+def texts(*lengths: int) -> list[Source]:
+    return ["x" * length for length in lengths]
+
+
+async def computed(line: Pipeline, *lengths: int) -> list[float]:
+    result = await asyncio.wait_for(line.run(texts(*lengths)), WAIT_S)
+    assert isinstance(result.outputs, np.ndarray)
+    assert result.input_tokens.tolist() == list(lengths)
+    return result.outputs[:, 0].tolist()
+
+
+async def waits(line: Pipeline, tokens: int) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while line.waiting_tokens < tokens:  # noqa: ASYNC110  # lets the tasks go on that queue their inputs
+            await asyncio.sleep(0)
+
+
+async def entered(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.entered.acquire, timeout=WAIT_S)
+
+
+async def test_rows_come_back_in_the_order_of_their_inputs_whatever_the_batches() -> None:
+    lengths = np.random.default_rng(4).integers(1, 90, size=1000).tolist()
+    gate = Gate(opened=True)
+    async with pipeline_of(gate) as line:
+        many, one, few = await asyncio.gather(computed(line, *lengths), computed(line, 7), computed(line, 3, 40, 1))
+    assert (many, one, few) == (lengths, [7], [3, 40, 1])
+    assert sorted(chain(*gate.batches)) == sorted([*lengths, 7, 3, 40, 1])
+
+
+async def test_outputs_of_different_shapes_keep_their_order_and_hold_no_more_memory_than_their_own() -> None:
+    def forward(batch: Sequence[Encoded]) -> Outputs:
+        padded = np.full((len(batch), 100, 2), 5, dtype=np.float32)
+        return [padded[place, : item.tokens] for place, item in enumerate(batch)]
+
+    async with pipeline_of(forward) as line:
+        result = await asyncio.wait_for(line.run(texts(3, 50, 20, 1, 7)), WAIT_S)
+    assert [output.shape for output in result.outputs] == [(3, 2), (50, 2), (20, 2), (1, 2), (7, 2)]
+    assert all(output.base is None for output in result.outputs)
+
+
+async def test_requests_that_arrive_during_a_pass_share_the_next_one() -> None:
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        first = asyncio.create_task(computed(line, 9))
+        await entered(gate)
+        others = [asyncio.create_task(computed(line, count)) for count in (5, 6, 7)]
+        await waits(line, 5 + 6 + 7)
+        gate.open.set()
+        await asyncio.gather(first, *others)
+    assert gate.batches == [[9], [7, 6, 5]]
+
+
+async def test_a_large_request_is_being_computed_before_all_of_it_is_tokenized() -> None:
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        held = threading.Event()
+        encode = line._encoder.encode
+
+        def encode_held(sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+            if sources[0] == "xx":  # not in the first chunk
+                assert held.wait(WAIT_S)
+            return encode(sources, options)
+
+        line._encoder.encode = encode_held  # type: ignore[method-assign]
+        request = asyncio.create_task(computed(line, *[1] * pipeline.CHUNK_TEXTS, *[2] * 10))
+        await entered(gate)
+        held.set()
+        gate.open.set()
+        await request
+
+
+async def test_an_input_that_is_too_long_is_named_and_what_waits_of_its_request_is_dropped() -> None:
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        line._encoder.max_tokens = 20
+        lengths = [1] * (pipeline.CHUNK_TEXTS + 5) + [21]
+        with pytest.raises(TooLong, match=rf"documents\[{len(lengths) - 1}\] has 21 tokens.* at most 20"):
+            await asyncio.wait_for(line.run(texts(*lengths), param="documents"), WAIT_S)
+        gate.open.set()
+        assert await computed(line, 9) == [9]
+    assert gate.batches in ([[1] * 4, [9]], [[9]])
+
+
+async def test_inputs_are_cut_where_the_client_asks_for_it() -> None:
+    async with pipeline_of(Gate(opened=True)) as line:
+        result = await asyncio.wait_for(line.run(texts(5, 30), EncodeOptions(limit=20), truncate=True), WAIT_S)
+    assert (result.input_tokens.tolist(), result.tokens) == ([5, 20], 25)
+
+
+async def test_a_request_without_inputs_has_no_outputs() -> None:
+    async with pipeline_of(Gate()) as line:
+        result = await asyncio.wait_for(line.run([]), WAIT_S)
+    assert (len(result.outputs), result.tokens) == (0, 0)
+
+
+async def test_a_request_cancelled_while_it_waits_never_runs() -> None:
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        first = asyncio.create_task(computed(line, 9))
+        await entered(gate)
+        gone = asyncio.create_task(line.run(texts(5)))
+        await waits(line, 5)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        gate.open.set()
+        await first
+    assert gate.batches == [[9]]
+
+
+async def test_of_a_large_request_whose_client_leaves_only_the_running_pass_is_computed() -> None:
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        gone = asyncio.create_task(line.run(texts(*[16] * 500)))
+        await entered(gate)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        gate.open.set()
+        assert await computed(line, 4) == [4]
+    assert gate.batches == [[16] * 4, [4]]
+
+
+async def test_an_input_that_fails_fails_its_own_request_and_no_other_of_its_batch() -> None:
+    gate = Gate()
+
+    def forward(batch: Sequence[Encoded]) -> Rows:
+        rows = gate(batch)
+        if 13 in rows:
+            raise RuntimeError("bad luck")
+        return rows
+
+    async with pipeline_of(forward) as line:
+        first = asyncio.create_task(computed(line, 9))
+        await entered(gate)
+        others = [asyncio.create_task(computed(line, count)) for count in (12, 13, 14)]
+        await waits(line, 12 + 13 + 14)
+        gate.open.set()
+        answers = await asyncio.wait_for(asyncio.gather(first, *others, return_exceptions=True), WAIT_S)
+        assert line.healthy
+    assert [answers[0], answers[1], answers[3]] == [[9], [12], [14]]
+    assert str(answers[2]) == "bad luck"
+    assert [14, 13, 12] in gate.batches
+
+
+async def test_passes_that_fail_again_and_again_make_the_engine_unhealthy() -> None:
+    def forward(_: Sequence[Encoded]) -> Rows:
+        raise RuntimeError("the device is lost")
+
+    async with pipeline_of(forward) as line:
+        for _ in range(batch_worker.MAX_FAILURES):
+            assert line.healthy
+            with pytest.raises(RuntimeError, match="the device is lost"):
+                await computed(line, *[4] * 300)
+        assert not line.healthy
+
+
+async def test_outputs_that_are_fewer_than_the_inputs_are_an_error() -> None:
+    async with pipeline_of(lambda _: []) as line:
+        with pytest.raises(ValueError, match="0 outputs for 1 inputs"):
+            await computed(line, 4)
+
+
+async def test_beyond_the_bound_a_request_is_told_to_come_back() -> None:
+    gate = Gate()
+    async with pipeline_of(gate, max_waiting_tokens=20) as line:
+        first = asyncio.create_task(computed(line, 9))
+        await entered(gate)
+        second = asyncio.create_task(computed(line, 15))
+        await waits(line, 15)
+        with pytest.raises(Busy) as busy:
+            await line.run(texts(60))
+        assert busy.value.retry_after_s
+        gate.open.set()
+        await asyncio.gather(first, second)
+        assert await computed(line, 60) == [60]
+
+
+async def test_what_is_tokenized_ahead_of_the_passes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_worker, "LOOKAHEAD_TOKENS", 200)
+    gate = Gate(opened=True)
+    most = 0
+
+    def forward(batch: Sequence[Encoded]) -> Rows:
+        nonlocal most
+        most = max(most, line.waiting_tokens)
+        return gate(batch)
+
+    async with pipeline_of(forward) as line:
+        lengths = [2] * 20 * pipeline.CHUNK_TEXTS
+        assert await computed(line, *lengths) == lengths
+    assert 0 < most <= 200 + 2 * pipeline.CHUNK_TEXTS
+
+
+async def test_bulk_passes_are_as_short_as_those_of_queries_while_such_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that passes move on, 1 ms for each token."""
+    now_s = 1000.0
+    loop = asyncio.get_running_loop()
+    queries: list[asyncio.Task[list[float]]] = []
+    bulk_batches: list[int] = []
+
+    async def send_query() -> None:
+        queries.append(asyncio.create_task(computed(line, 8)))
+        await waits(line, line.waiting_tokens + 8)
+
+    def forward(batch: Sequence[Encoded]) -> Rows:
+        nonlocal now_s
+        now_s += 0.001 * len(batch) * batch[0].tokens
+        if batch[0].tokens != 8:
+            bulk_batches.append(len(batch))
+            if len(bulk_batches) < 20:
+                asyncio.run_coroutine_threadsafe(send_query(), loop).result(WAIT_S)
+            if len(bulk_batches) == 25:
+                now_s += batch_worker.RECENT_S
+        return np.array([[item.tokens] for item in batch], dtype=np.float32)
+
+    monkeypatch.setattr(batch_worker.time, "monotonic", lambda: now_s)
+    async with pipeline_of(forward, limits=BatchLimits(tokens=400, items=100)) as line:
+        bulk = await computed(line, *[4] * 1000)
+        assert await asyncio.gather(*queries) == [[8]] * 19
+    assert bulk == [4] * 1000
+    assert bulk_batches[0] > 20  # before any query came
+    assert set(bulk_batches[12:25]) == {2}
+    assert set(bulk_batches[26:-1]) <= {24, 25}  # of BULK_PASS_S
+
+
+async def test_work_between_passes_runs_alone() -> None:
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        first = asyncio.create_task(computed(line, 9))
+        await entered(gate)
+        seen: list[int] = []
+        between = asyncio.create_task(line.between_passes(lambda: seen.append(len(gate.batches))))
+        second = asyncio.create_task(computed(line, 8))
+        await waits(line, 8)
+        gate.open.set()
+        await asyncio.wait_for(asyncio.gather(first, between, second), WAIT_S)
+    assert seen == [1]
