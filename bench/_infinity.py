@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench._servers import LOOPBACK, START_TIMEOUT_S, Server, free_port, spawn
+from bench._servers import LOOPBACK, START_TIMEOUT_S, STOP_TIMEOUT_S, Server, free_port, spawn
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "bench" / "infinity-requirements.txt"
@@ -55,4 +55,5 @@ def infinity(model: Path, name: str, scratch: Path) -> Iterator[Server]:
         server.wait_until("/health", START_TIMEOUT_S)
         yield server
     finally:
-        server.stop()
+        server.process.kill()  # it heeds a TERM only once it is warm, and has nothing to put in order
+        server.process.wait(STOP_TIMEOUT_S)
