@@ -1,4 +1,4 @@
-"""Embedding models and rerankers on sentence-transformers: the app's side of the transformers engine."""
+"""Embedding models, rerankers and classifiers on sentence-transformers: the app's side of the transformers engine."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from models.types import ModelSpec, Task
 
 NAME = "transformers"
 RUNTIME_MODULE = "engines.runtime.transformers_runtime"
+TASKS = (Task.EMBED, Task.RERANK, Task.CLASSIFY)
 BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 # What an engine process takes besides its weights: Python objects that a fork copies, the tokenizer, activations of a
 # batch; on CUDA mostly the device's context. Replaced by what is measured once a model has been loaded.
@@ -26,7 +27,7 @@ OVERHEAD_BYTES = {"cpu": 300 * 1024**2, "cuda": 1024 * 1024**2}
 
 
 class TransformersFactory:
-    """Makes engines that serve /v1/embeddings, /v1/rerank, /v1/score and /tokenize for one model each."""
+    """Makes engines that embed, rerank or classify for one model each."""
 
     name = NAME
 
@@ -37,14 +38,20 @@ class TransformersFactory:
         self._launcher = Launcher(NAME, RUNTIME_MODULE, context, env=env)
 
     def accepts(self, spec: ModelSpec) -> Verdict:
-        if spec.task not in (Task.EMBED, Task.RERANK):
-            return Verdict(False, f"the transformers engine serves embedding models and rerankers, not {spec.task}")
-        if spec.task is Task.RERANK and _is_causal(spec) and not (spec.path / "modules.json").is_file():
-            return Verdict(False, f"{spec.architecture} as a reranker needs a modules.json that says how it scores")
+        if spec.task not in TASKS:
+            return Verdict(False, f"the transformers engine embeds, reranks and classifies; this is for {spec.task}")
         try:
-            self._args(spec)
+            args = self._args(spec)
         except ValidationError as error:
             return Verdict(False, _explain(error))
+        if args.task == "rerank" and args.method is None and _is_causal(spec) and not _has_modules(spec):
+            return Verdict(
+                False,
+                f"{spec.architecture} as a reranker needs a modules.json that says how it scores, or engine_args: "
+                "{method: qwen3_reranker} or {method: bge_reranker}",
+            )
+        if args.task == "classify" and not _classifies(spec):
+            return Verdict(False, f"{spec.architecture} has no head that classifies texts")
         return Verdict(True, "sentence-transformers serves it")
 
     def estimate_bytes(self, spec: ModelSpec) -> int:
@@ -108,7 +115,7 @@ class TransformersFactory:
     def _args(self, spec: ModelSpec) -> TransformersArgs:
         """The engine's defaults, under the model's own overrides, under what only we know. Raises ValidationError."""
         overrides = spec.overrides
-        chosen = {**self._context.engine_args, **overrides.engine_args}
+        chosen = {"method": spec.method, **self._context.engine_args, **overrides.engine_args}
         chosen |= {
             "task": str(spec.task),
             "device": self._context.device,
@@ -127,6 +134,14 @@ def create_factory(context: EngineContext) -> TransformersFactory:
 
 def _is_causal(spec: ModelSpec) -> bool:
     return spec.architecture.endswith("ForCausalLM")
+
+
+def _classifies(spec: ModelSpec) -> bool:
+    return not spec.architecture or spec.architecture.endswith("ForSequenceClassification")
+
+
+def _has_modules(spec: ModelSpec) -> bool:
+    return (spec.path / "modules.json").is_file()
 
 
 def _explain(error: ValidationError) -> str:

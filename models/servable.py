@@ -16,7 +16,8 @@ ESTIMATED = "estimated from weights, KV cache and overhead"
 RETRIEVAL = frozenset({Task.EMBED, Task.RERANK, Task.CLASSIFY})
 # What an engine was started with; a change of any other override needs no reload.
 START_OVERRIDES = ("engine_args", "max_model_len", "kv_cache_bytes", "trust_remote_code", "allow_pickle")
-START_FIELDS = ("fingerprint", "path", "engine", "task")  # not aliases: the proxy sends every engine its model's id
+# Aliases are not among them: the proxy sends every engine its model's id.
+START_FIELDS = ("fingerprint", "path", "engine", "task", "method")
 
 
 class Servable:

@@ -21,6 +21,15 @@ class Task(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
+class Method(StrEnum):
+    """How a model does its task, where there are several ways and the task does not say which."""
+
+    MULTI_VECTOR = "multi_vector"  # embeds each token (ColBERT)
+    SPARSE = "sparse"  # weighs the words of its vocabulary (SPLADE)
+    QWEN3_RERANKER = "qwen3_reranker"  # a text generator that answers yes or no to Qwen3-Reranker's template
+    BGE_RERANKER = "bge_reranker"  # the same with the template of bge-reranker-v2-gemma, its Yes alone
+
+
 class Availability(StrEnum):
     """Whether a discovered folder can be served at all."""
 
@@ -63,6 +72,7 @@ class ModelSpec:
     engine: str  # name of the engine factory: "vllm", "transformers"; "" where nothing serves it
     availability: Availability = Availability.AVAILABLE
     aliases: tuple[str, ...] = ()
+    method: Method | None = None
     architecture: str = ""
     model_type: str = ""
     weights_bytes: int = 0

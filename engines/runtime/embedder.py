@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
-from engines.runtime.retrieval import Encoded, OutputKind, Rows, Weights
-from engines.runtime.tokenizing import make_encoder
+from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
+from engines.runtime.tokenizing import Prompts, make_encoder, same_options
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Task
@@ -18,7 +22,8 @@ from models.types import Task
 class Embedder:
     """Rows are embeddings, normalized where the model's own modules normalize (or `args.normalize` asks for it).
 
-    A folder without modules.json is a plain encoder: sentence-transformers' default, mean pooling, applies.
+    A folder without modules.json gets sentence-transformers' default: the mean of a plain encoder's token vectors, the
+    last one of a text generator's, which is scaled to length 1 as such models are published.
     """
 
     task = Task.EMBED
@@ -31,13 +36,18 @@ class Embedder:
         self._model.eval()
         self.weights: Weights = ModuleWeights(self._model, args.device)
         limit_length(self._model, args.max_model_len)
-        self._normalize = bool(args.normalize)
-        self.prompts: Mapping[str, str] = {name: text for name, text in self._model.prompts.items() if text}
+        bare = not Path(model_path, "modules.json").is_file()
+        self._normalize = bare and _takes_last_token(self._model) if args.normalize is None else args.normalize
+        self.prompts: Mapping[str, str] = Prompts(self._model).offered()
         self.tokenizer: Any = self._model.tokenizer
-        self.encoder = make_encoder(self._model, args.max_model_len, default_prompt(self._model))
+        self.encoder: InputEncoder = make_encoder(self._model, args.max_model_len)
         self.width = int(self._model.get_embedding_dimension() or 0)
 
     def forward(self, batch: Sequence[Encoded]) -> Rows:
+        rows: Rows = np.asarray(forward_alike(batch, self._forward), dtype=np.float32)
+        return rows
+
+    def _forward(self, batch: Sequence[Encoded]) -> Rows:
         with torch.inference_mode():
             features = to_device(self.encoder.collate(batch), self._model.device)
             embeddings = self._model(features)["sentence_embedding"]
@@ -47,8 +57,12 @@ class Embedder:
         return rows
 
 
+def _takes_last_token(model: SentenceTransformer) -> bool:
+    return any(isinstance(module, Pooling) and "lasttoken" in module.pooling_mode for module in model)
+
+
 def loading_options(args: TransformersArgs) -> dict[str, Any]:
-    """Keyword arguments for both kinds of model: nothing from the network, no pickle and no foreign code unasked."""
+    """Keyword arguments for each kind of model: nothing from the network, no pickle and no foreign code unasked."""
     return {
         "device": args.device,
         "local_files_only": True,
@@ -65,14 +79,21 @@ def limit_length(model: Any, max_model_len: int | None) -> None:
         model.max_seq_length = max_model_len
 
 
-def default_prompt(model: Any) -> str | None:
-    """The prompt that the model puts before every text unless told otherwise."""
-    name = model.default_prompt_name
-    return model.prompts.get(name) if name is not None else None
-
-
 def to_device(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in features.items()
     }
+
+
+def forward_alike(
+    batch: Sequence[Encoded], forward: Callable[[Sequence[Encoded]], Sequence[NDArray[np.float32]] | Rows]
+) -> Sequence[NDArray[np.float32]] | Rows:
+    """`forward` over inputs of equal options at a time: mostly all of them at once. Outputs in the batch's order."""
+    groups = same_options(batch)
+    if len(groups) == 1:
+        return forward(batch)
+    outputs: dict[int, NDArray[np.float32]] = {}
+    for places in groups:
+        outputs.update(zip(places, forward([batch[place] for place in places]), strict=True))
+    return [outputs[place] for place in range(len(batch))]

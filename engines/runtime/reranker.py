@@ -1,17 +1,17 @@
-"""A reranker: a CrossEncoder with one label, fed by our batches."""
+"""A reranker: a CrossEncoder with one label, or one that its own modules make of a text generator."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 
-from engines.runtime.embedder import default_prompt, limit_length, loading_options, to_device
-from engines.runtime.retrieval import Encoded, OutputKind, Rows, Weights
-from engines.runtime.tokenizing import make_encoder
+from engines.runtime.embedder import forward_alike, limit_length, loading_options, to_device
+from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
+from engines.runtime.tokenizing import Prompts, make_encoder
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Task
@@ -24,11 +24,9 @@ class Reranker:
     width = 1
     kind: OutputKind = "score"
     labels: Sequence[str] = ()
-    prompts: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, model_path: str, args: TransformersArgs) -> None:
-        self._model = CrossEncoder(model_path, **loading_options(args))
-        self._model.eval()
+        self._model = load_cross_encoder(model_path, args)
         self.weights: Weights = ModuleWeights(self._model, args.device)
         if self._model.num_labels != 1:
             raise ValueError(
@@ -36,15 +34,35 @@ class Reranker:
                 "Set this model's task to classify."
             )
         self.probabilities = isinstance(self._model.activation_fn, torch.nn.Sigmoid)
-        limit_length(self._model, args.max_model_len)
+        self.prompts: Mapping[str, str] = Prompts(self._model).offered()
         self.tokenizer: Any = self._model.tokenizer
-        self.encoder = make_encoder(self._model, args.max_model_len, default_prompt(self._model))
+        self.encoder: InputEncoder = make_encoder(self._model, args.max_model_len)
 
     def forward(self, batch: Sequence[Encoded]) -> Rows:
+        rows: Rows = np.asarray(forward_alike(batch, self._forward), dtype=np.float32)
+        return rows
+
+    def _forward(self, batch: Sequence[Encoded]) -> Rows:
         with torch.inference_mode():
-            features = to_device(self.encoder.collate(batch), self._model.device)
-            scores = self._model(features)["scores"].float()
+            scores = logits(self._model, self.encoder, batch)
             if self._model.activation_fn is not None:
                 scores = self._model.activation_fn(scores)
             rows: Rows = scores.reshape(len(batch), 1).cpu().numpy()
         return rows
+
+
+def load_cross_encoder(model_path: str, args: TransformersArgs) -> CrossEncoder:
+    model: CrossEncoder = CrossEncoder(model_path, **loading_options(args))
+    model.eval()
+    limit_length(model, args.max_model_len)
+    config = model.config
+    if config is not None and getattr(config, "pad_token_id", 0) is None:
+        config.pad_token_id = model.tokenizer.pad_token_id  # without it a text generator's head refuses batches
+    return model
+
+
+def logits(model: CrossEncoder, encoder: InputEncoder, batch: Sequence[Encoded]) -> torch.Tensor:
+    """What the head gives before any activation: float32 [batch, labels]."""
+    features = to_device(encoder.collate(batch), model.device)
+    values: torch.Tensor = model(features)["scores"].float()
+    return values.reshape(len(batch), -1)

@@ -2,101 +2,137 @@
 
 `TokenizerEncoder` calls the tokenizer itself, so that each input is tokenized once, counted exactly, and batched by its
 length; it serves every model whose first module is a plain text Transformer. `ModuleEncoder` leaves it to the model's
-own module (chat templates, static embeddings, routers), at the price of tokenizing twice.
+own module (chat templates, static embeddings, pooling that leaves out the prompt, late interaction), at the price of
+tokenizing twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sparse_encoder.modules import MLMTransformer
 from transformers import PreTrainedTokenizerBase
 
-from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Ids, InputEncoder, InvalidRequest, Source
+from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Ids, InputEncoder, InvalidRequest, Side, Source
 
 UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
-PLAIN_TASKS = ("feature-extraction", "sequence-classification")
+PLAIN_TASKS = ("feature-extraction", "sequence-classification", "fill-mask")
+# Where sentence-transformers' encode_query and encode_document look for their prompt.
+SIDE_PROMPTS: Mapping[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
-def make_encoder(model: Any, max_model_len: int | None, prompt: str | None) -> InputEncoder:
-    """The encoder for a SentenceTransformer or CrossEncoder; `prompt` is the model's default one."""
-    _require_vocabulary(model)
-    declared = model.max_seq_length
-    max_tokens = declared if isinstance(declared, int) and 0 < declared < UNDECLARED_MAX_TOKENS * 128 else None
-    max_tokens = min(max_tokens or UNDECLARED_MAX_TOKENS, max_model_len or UNDECLARED_MAX_TOKENS * 128)
-    if _is_plain(model, prompt):
-        return TokenizerEncoder(model, max_tokens, prompt)
-    return ModuleEncoder(model, max_tokens, prompt)
+class Prompts:
+    """What goes before the texts of a request: what it says, or what the model has for queries, documents, or both."""
+
+    def __init__(self, model: Any) -> None:
+        self.named: Mapping[str, str] = dict(model.prompts)
+        name = model.default_prompt_name
+        self.default = (self.named.get(name) if name is not None else None) or ""
+
+    def of(self, options: EncodeOptions) -> str:
+        if options.prompt is not None:
+            return options.prompt
+        names = SIDE_PROMPTS[options.side] if options.side is not None else ()
+        return next((self.named[name] for name in names if name in self.named), self.default)
+
+    def offered(self) -> Mapping[str, str]:
+        """Those that a client may ask for. An empty one says something only where it replaces a default."""
+        return {name: text for name, text in self.named.items() if text or self.default}
 
 
-def _require_vocabulary(model: Any) -> None:
+def make_encoder(model: Any, max_model_len: int | None) -> InputEncoder:
+    """The encoder for a SentenceTransformer, CrossEncoder or SparseEncoder."""
+    require_vocabulary(model.tokenizer)
+    max_tokens = longest_input(model.max_seq_length, max_model_len)
+    prompts = Prompts(model)
+    return (
+        TokenizerEncoder(model, max_tokens, prompts) if _is_plain(model) else ModuleEncoder(model, max_tokens, prompts)
+    )
+
+
+def longest_input(declared: object, max_model_len: int | None) -> int:
+    """In tokens; `declared` is what the model says, which may be nothing, or tokenizers' 1e30."""
+    most = declared if isinstance(declared, int) and 0 < declared < UNDECLARED_MAX_TOKENS * 128 else None
+    return min(most or UNDECLARED_MAX_TOKENS, max_model_len or UNDECLARED_MAX_TOKENS * 128)
+
+
+def require_vocabulary(tokenizer: Any) -> None:
     """Without its files transformers makes a tokenizer that knows special tokens only, and every text is unknown."""
-    tokenizer = model.tokenizer
     if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError("the folder has no tokenizer: tokenizer.json, vocab.txt or a .model file is missing")
 
 
-def _is_plain(model: Any, prompt: str | None) -> bool:
+def same_options(batch: Sequence[Encoded]) -> list[list[int]]:
+    """Places of the inputs that may share a forward pass: where the module tokenizes, those of equal options."""
+    places: dict[EncodeOptions | None, list[int]] = {}
+    for place, item in enumerate(batch):
+        places.setdefault(item.options if item.ids is None else None, []).append(place)
+    return list(places.values())
+
+
+def cut_documents(tokenizer: Any, sources: Sequence[Source], limit: int | None) -> Sequence[Source]:
+    """`sources` with the second text of each pair ended after `limit` of its tokens."""
+    if limit is None or not sources or not isinstance(sources[0], tuple):
+        return sources
+    if not getattr(tokenizer, "is_fast", False):
+        raise InvalidRequest("This model's tokenizer cannot cut documents; send shorter ones.")
+    pairs = [source for source in sources if isinstance(source, tuple)]
+    encoded = tokenizer(
+        [document for _, document in pairs],
+        add_special_tokens=False,
+        truncation=True,
+        max_length=limit,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    return [
+        (query, document[: offsets[-1][1]] if len(offsets) == limit else document)
+        for (query, document), offsets in zip(pairs, encoded["offset_mapping"], strict=True)
+    ]
+
+
+@contextmanager
+def cutting_on_the_left(tokenizer: Any, left: bool) -> Iterator[None]:
+    """Within, `tokenizer` cuts what is too long at its beginning, if `left`."""
+    if not left:
+        yield
+        return
+    side = tokenizer.truncation_side
+    tokenizer.truncation_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = side
+
+
+def _is_plain(model: Any) -> bool:
     first = model[0]
-    if type(first) is not Transformer or first.transformer_task not in PLAIN_TASKS:
+    if type(first) not in (Transformer, MLMTransformer) or first.transformer_task not in PLAIN_TASKS:
         return False
     if set(first.modality_config) != {"text"} or first.processing_kwargs or first.can_flatten_inputs:
         return False
     if not getattr(first.tokenizer, "is_fast", False):
         return False
-    return not prompt or all(getattr(module, "include_prompt", True) for module in model)
+    return all(getattr(module, "include_prompt", True) for module in model)
 
 
-class TokenizerEncoder:
-    """Tokenizes with the model's tokenizer and pads here."""
+class Padding:
+    """Puts rows of token ids together, filled up on the side where the tokenizer pads."""
 
-    def __init__(self, model: Any, max_tokens: int, prompt: str | None) -> None:
-        self.max_tokens = max_tokens
-        self._prompt = prompt or ""
-        self._tokenizer = model.tokenizer
-        self._pad_id = self._tokenizer.pad_token_id or 0
-        self._pad_type_id = getattr(self._tokenizer, "pad_token_type_id", 0)
-        self._left = self._tokenizer.padding_side == "left"
-        self._vocabulary = model[0].model.get_input_embeddings().weight.shape[0]
-
-    def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
-        limit = options.limit
-        if sources and isinstance(sources[0], list):
-            return [self._encode_ids(source, limit) for source in sources]
-        return self._encode_texts(sources, limit)
-
-    def _encode_ids(self, source: Source, limit: int | None) -> Encoded:
-        assert isinstance(source, list)
-        ids = source[:limit]
-        if max(ids) >= self._vocabulary:
-            raise InvalidRequest(
-                f"Token id {max(ids)} is not in this model's vocabulary of {self._vocabulary}. Token ids must come "
-                "from this model's own tokenizer (POST /tokenize); send text where they come from another.",
-                param="input",
-            )
-        return Encoded(source, len(ids), np.asarray(ids, dtype=np.int32))
-
-    def _encode_texts(self, sources: Sequence[Source], limit: int | None) -> list[Encoded]:
-        texts = [self._prompt + (source[0] if isinstance(source, tuple) else str(source)) for source in sources]
-        pairs = [source[1] for source in sources if isinstance(source, tuple)] or None
-        output = self._tokenizer(
-            texts,
-            pairs,
-            truncation="longest_first" if limit is not None else False,
-            max_length=limit,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        type_ids = output.get("token_type_ids") or [None] * len(texts)
-        return [
-            Encoded(source, len(ids), np.asarray(ids, dtype=np.int32), types and np.asarray(types, dtype=np.int32))
-            for source, ids, types in zip(sources, output["input_ids"], type_ids, strict=True)
-        ]
+    def __init__(self, tokenizer: Any, *, left: bool) -> None:
+        self._pad_id = tokenizer.pad_token_id or 0
+        self._pad_type_id = getattr(tokenizer, "pad_token_type_id", 0)
+        self._left = left
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+        """`input_ids`, `attention_mask` and, where an input has them, `token_type_ids`: [batch, longest]."""
         ones = [np.ones(item.tokens, dtype=np.int32) for item in batch]
         features: dict[str, Any] = {
             "input_ids": self._pad([item.ids for item in batch], ones, self._pad_id),
@@ -104,11 +140,10 @@ class TokenizerEncoder:
         }
         if any(item.type_ids is not None for item in batch):
             features["token_type_ids"] = self._pad([item.type_ids for item in batch], ones, self._pad_type_id)
-        features["modality"] = "text"
         return features
 
     def _pad(self, rows: Sequence[Ids | None], ones: Sequence[Ids], value: int) -> torch.Tensor:
-        """[batch, longest], filled up with `value` on the side where this tokenizer pads; a row of None is zeros."""
+        """A row of None is zeros."""
         longest = max(len(row) for row in ones)
         padded = np.full((len(rows), longest), value, dtype=np.int64)
         for place, row, one in zip(padded, rows, ones, strict=True):
@@ -117,33 +152,114 @@ class TokenizerEncoder:
         return torch.from_numpy(padded)
 
 
+class TokenizerEncoder:
+    """Tokenizes with the model's tokenizer and pads here."""
+
+    def __init__(self, model: Any, max_tokens: int, prompts: Prompts) -> None:
+        self.max_tokens = max_tokens
+        self._prompts = prompts
+        self._tokenizer = model.tokenizer
+        self._padding = Padding(model.tokenizer, left=model.tokenizer.padding_side == "left")
+        self._vocabulary = model[0].model.get_input_embeddings().weight.shape[0]
+
+    def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+        if sources and isinstance(sources[0], list):
+            return [self._encode_ids(source, options) for source in sources]
+        return self._encode_texts(cut_documents(self._tokenizer, sources, options.document_limit), options)
+
+    def _encode_ids(self, source: Source, options: EncodeOptions) -> Encoded:
+        """Nothing goes before ids: whoever made them knows what the model reads."""
+        assert isinstance(source, list)
+        ids = source
+        if options.limit is not None and len(ids) > options.limit:
+            ids = ids[-options.limit :] if options.left else ids[: options.limit]
+        if max(ids) >= self._vocabulary:
+            raise InvalidRequest(
+                f"Token id {max(ids)} is not in this model's vocabulary of {self._vocabulary}. Token ids must come "
+                "from this model's own tokenizer (POST /tokenize); send text where they come from another.",
+                param="input",
+            )
+        return Encoded(source, len(ids), np.asarray(ids, dtype=np.int32))
+
+    def _encode_texts(self, sources: Sequence[Source], options: EncodeOptions) -> list[Encoded]:
+        prompt = self._prompts.of(options)
+        texts = [prompt + (source[0] if isinstance(source, tuple) else str(source)) for source in sources]
+        pairs = [source[1] for source in sources if isinstance(source, tuple)] or None
+        with cutting_on_the_left(self._tokenizer, options.left):
+            output = self._tokenizer(
+                texts,
+                pairs,
+                truncation="longest_first" if options.limit is not None else False,
+                max_length=options.limit,
+                return_attention_mask=False,
+                verbose=False,
+            )
+        type_ids = output.get("token_type_ids") or [None] * len(texts)
+        return [
+            Encoded(source, len(ids), np.asarray(ids, dtype=np.int32), types and np.asarray(types, dtype=np.int32))
+            for source, ids, types in zip(sources, output["input_ids"], type_ids, strict=True)
+        ]
+
+    def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+        return {**self._padding.collate(batch), "modality": "text"}
+
+
 class ModuleEncoder:
     """Leaves tokenizing to the model's own module; here inputs are only counted."""
 
-    def __init__(self, model: Any, max_tokens: int, prompt: str | None) -> None:
+    def __init__(self, model: Any, max_tokens: int, prompts: Prompts) -> None:
         self.max_tokens = max_tokens
         self._model = model
-        self._prompt = prompt
-        self._is_transformer = isinstance(model[0], Transformer)
+        self._prompts = prompts
+        self._transformer = model[0] if isinstance(model[0], Transformer) else None
+        self._is_text = self._transformer is not None and set(self._transformer.modality_config) == {"text"}
+        # Counted in one thread and collated in another, by one tokenizer that must not be used by both at once.
+        self._lock = threading.Lock()
 
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
-        limit = options.limit
-        if limit is not None and limit < self.max_tokens:
+        if sources and isinstance(sources[0], list):
+            raise InvalidRequest("This model takes texts, not token ids.", param="input")
+        if self._transformer is None and options.limit is not None and options.limit < self.max_tokens:
             raise InvalidRequest(
                 f"This model cuts its inputs at {self.max_tokens} tokens only; set truncate_prompt_tokens to -1.",
                 param="truncate_prompt_tokens",
             )
-        if sources and isinstance(sources[0], list):
-            raise InvalidRequest("This model takes texts, not token ids.", param="input")
-        return [Encoded(source, self._count(source, limit)) for source in sources]
+        if options.left and not self._is_text:
+            raise InvalidRequest("This model cuts its inputs at their end only, not at their beginning.")
+        with self._lock:
+            sources = cut_documents(self._model.tokenizer, sources, options.document_limit)
+            counts = self._count_texts(sources, options) if self._is_text else self._count_each(sources, options)
+        return [self._encoded(source, count, options) for source, count in zip(sources, counts, strict=True)]
 
-    def _count(self, source: Source, limit: int | None) -> int:
-        options: dict[str, Any] = {}
-        if self._is_transformer and limit is None:
-            options["processing_kwargs"] = {"text": {"truncation": False}}
-        features = self._model.preprocess([source], prompt=self._prompt, **options)
-        return int(features["input_ids"].numel())
+    def _encoded(self, source: Source, count: int, options: EncodeOptions) -> Encoded:
+        if self._transformer is not None and options.limit is not None:
+            count = min(count, options.limit)
+        return Encoded(source, count, options=options)
+
+    def _count_texts(self, sources: Sequence[Source], options: EncodeOptions) -> list[int]:
+        prompt = self._prompts.of(options)
+        texts = [prompt + (source[0] if isinstance(source, tuple) else str(source)) for source in sources]
+        pairs = [source[1] for source in sources if isinstance(source, tuple)] or None
+        encoded = self._model.tokenizer(texts, pairs, truncation=False, return_attention_mask=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def _count_each(self, sources: Sequence[Source], options: EncodeOptions) -> list[int]:
+        whole = {"processing_kwargs": {"text": {"truncation": False}}} if self._transformer is not None else {}
+        prompt = self._prompts.of(options)
+        return [
+            int(self._model.preprocess([source], prompt=prompt, **whole)["input_ids"].numel()) for source in sources
+        ]
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
-        features: dict[str, Any] = self._model.preprocess([item.source for item in batch], prompt=self._prompt)
+        """Of inputs with the same options."""
+        options = batch[0].options
+        extra: dict[str, Any] = {}
+        if self._transformer is not None and options.limit is not None:
+            extra["processing_kwargs"] = {"text": {"max_length": options.limit}}
+        if options.side is not None:
+            extra["task"] = options.side
+        with self._lock, cutting_on_the_left(self._model.tokenizer, options.left):
+            features: dict[str, Any] = self._model.preprocess(
+                [item.source for item in batch], prompt=self._prompts.of(options), **extra
+            )
         return features

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.transformers_args import TransformersArgs
+from models.types import Method
 
 if TYPE_CHECKING:
     from engines.runtime.retrieval import RetrievalModel
@@ -43,6 +44,7 @@ ARCHITECTURES = (
     "nomic_bert",
     "qwen2",
     "qwen3",
+    "gemma",
     "gemma3",
     "llama",
     "mistral",
@@ -56,6 +58,10 @@ MODULES = (
     "sentence_transformers.cross_encoder.modules",
     "engines.runtime.embedder",
     "engines.runtime.reranker",
+    "engines.runtime.causal_reranker",
+    "engines.runtime.classifier",
+    "engines.runtime.sparse",
+    "engines.runtime.multi_vector",
     "engines.runtime.transformers_server",
     "uvloop",
 )
@@ -117,14 +123,31 @@ def run_engine(request: EngineRequest) -> None:
 
 def load_model(model_path: str, args: TransformersArgs) -> RetrievalModel:
     """The model, after one forward pass: that starts torch's threads, and shows a broken model before anybody asks."""
-    from engines.runtime.embedder import Embedder
-    from engines.runtime.reranker import Reranker
+    model = make_model(model_path, args)
+    warm_up = (WARM_UP_TEXT, WARM_UP_TEXT) if args.task == "rerank" else WARM_UP_TEXT
+    [output] = model.forward(model.encoder.encode([warm_up]))
+    if model.kind in ("dense", "multi_vector"):
+        model.width = output.shape[-1]  # what it really gives: modules may change the dimension that it declares
+    return model
 
+
+def make_model(model_path: str, args: TransformersArgs) -> RetrievalModel:
+    """The model of the kind that `args` say."""
+    from engines.runtime.causal_reranker import TEMPLATES, CausalReranker
+    from engines.runtime.classifier import Classifier
+    from engines.runtime.embedder import Embedder
+    from engines.runtime.multi_vector import MultiVectorEmbedder
+    from engines.runtime.reranker import Reranker
+    from engines.runtime.sparse import SparseEmbedder
+
+    if args.method in TEMPLATES:
+        return CausalReranker(model_path, args)
     if args.task == "rerank":
-        reranker = Reranker(model_path, args)
-        reranker.forward(reranker.encoder.encode([(WARM_UP_TEXT, WARM_UP_TEXT)]))
-        return reranker
-    embedder = Embedder(model_path, args)
-    width = embedder.forward(embedder.encoder.encode([WARM_UP_TEXT])).shape[1]
-    embedder.width = width  # what it really gives: modules may change the dimension that the model declares
-    return embedder
+        return Reranker(model_path, args)
+    if args.task == "classify":
+        return Classifier(model_path, args)
+    if args.method is Method.SPARSE:
+        return SparseEmbedder(model_path, args)
+    if args.method is Method.MULTI_VECTOR:
+        return MultiVectorEmbedder(model_path, args)
+    return Embedder(model_path, args)

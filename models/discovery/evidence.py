@@ -12,7 +12,7 @@ from typing import Any
 
 from models.discovery.kinds import AUDIO_TYPES, CAUSAL_ARCHITECTURES, ENCODER_DECODER_TYPES, VISION_TYPES
 from models.discovery.safety import printable
-from models.types import ModelOverrides, Task
+from models.types import Method, ModelOverrides, Task
 
 ENGINES = {
     Task.CHAT: "vllm",
@@ -20,6 +20,7 @@ ENGINES = {
     Task.ADAPTER: "vllm",
     Task.EMBED: "transformers",
     Task.RERANK: "transformers",
+    Task.CLASSIFY: "transformers",
 }
 
 _RERANK_NAME = re.compile(r"re-?rank|cross-?encoder|ms-?marco-(?:minilm|tinybert|electra)", re.IGNORECASE)
@@ -57,17 +58,33 @@ class Verdict:
     task: Task
     reasons: list[str] = field(default_factory=list)
     unserved: str | None = None
+    method: Method | None = None
 
 
 def decide(clues: Clues, overrides: ModelOverrides) -> Verdict:
-    """The task of a model."""
-    if overrides.task is not None:
-        return Verdict(overrides.task, [f"configuration: task {overrides.task.value}"])
+    """The task of a model, and how it does it."""
     verdict = _by_structure(clues) or _by_architecture(clues) or _by_name(clues)
+    if overrides.task is not None:
+        return _configured(overrides.task, clues, verdict)
     if verdict is None:
         what = f"architecture {printable(clues.architectures[0])}" if clues.architectures else "no architecture named"
         return _unsupported(f"config.json: {what}", "no engine serves this kind of model yet")
+    if "method" in overrides.engine_args:
+        verdict.reasons.append(f"configuration: method {printable(str(overrides.engine_args['method']))}")
+        verdict.unserved = None
     return verdict
+
+
+def _configured(task: Task, clues: Clues, verdict: Verdict | None) -> Verdict:
+    """The task that the configuration gives; evidence for the same one still says how the model does it."""
+    chosen = Verdict(task, [f"configuration: task {task.value}"])
+    if verdict is not None and verdict.task is task:
+        chosen.method = verdict.method
+    elif task is Task.RERANK and clues.architectures:
+        chosen.method = _RERANK_METHODS.get(clues.architectures[0])
+    if chosen.method is not None:
+        chosen.reasons.append(f"method {chosen.method.value}")
+    return chosen
 
 
 def engine_for(task: Task, overrides: ModelOverrides) -> str:
@@ -98,16 +115,16 @@ def _by_structure(clues: Clues) -> Verdict | None:
     if clues.modules is not None:
         return _by_modules(clues, clues.modules)
     if clues.has_pooling:
-        return Verdict(Task.EMBED, ["1_Pooling: a sentence-transformers embedding model"])
+        return Verdict(
+            Task.EMBED,
+            ["1_Pooling: a sentence-transformers embedding model"],
+            "there is no modules.json that says how its vectors are made; copy it into the folder too",
+        )
     return None
 
 
 def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
     kinds = {module.rpartition(".")[2] for module in modules}
-    if any(module.startswith("pylate.") for module in modules) or clues.sentence_kind == "MultiVectorEncoder":
-        return _unsupported("modules.json: late interaction (ColBERT)", "no engine serves late interaction yet")
-    if clues.sentence_kind == "SparseEncoder" or kinds & {"SpladePooling", "MLMTransformer", "SparseAutoEncoder"}:
-        return _unsupported("modules.json: a sparse encoder (SPLADE)", "no engine serves sparse embeddings yet")
     if "CLIPModel" in kinds:
         return _unsupported("modules.json: CLIP, text with images", "no engine serves image embeddings yet")
     if kinds & {"Router", "Asym"}:
@@ -115,6 +132,11 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
             "modules.json: one model for queries and another for documents (Router)",
             "no engine serves routed embedding models yet",
         )
+    if clues.sentence_kind in _LATE_KINDS or any(module.startswith("pylate.") for module in modules):
+        return _late_interaction(clues, "modules.json")
+    if clues.sentence_kind == "SparseEncoder" or kinds & _SPARSE_MODULES:
+        reason = "modules.json: a sparse encoder (SPLADE) → embed, a weight for each word of the vocabulary"
+        return Verdict(Task.EMBED, [reason], method=Method.SPARSE)
     if clues.sentence_kind == "CrossEncoder" or "LogitScore" in kinds:
         return _cross_encoder(clues, kinds)
     if kinds <= {"Transformer"} and any(name.endswith("ForSequenceClassification") for name in clues.architectures):
@@ -122,12 +144,23 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
     return Verdict(Task.EMBED, ["modules.json: a sentence-transformers embedding model"])
 
 
+_LATE_KINDS = ("MultiVectorEncoder", "ColBERT")
+_SPARSE_MODULES = {"SpladePooling", "MLMTransformer", "SparseAutoEncoder", "SparseStaticEmbedding"}
+
+
+def _late_interaction(clues: Clues, source: str) -> Verdict:
+    if any(name.endswith("ForRetrieval") for name in clues.architectures):
+        return _unsupported(f"{source}: late interaction over images", "no engine serves image embeddings yet")
+    reason = f"{source}: late interaction (ColBERT) → embed, one vector for each token"
+    return Verdict(Task.EMBED, [reason], method=Method.MULTI_VECTOR)
+
+
 def _cross_encoder(clues: Clues, kinds: set[str]) -> Verdict | None:
     if "LogitScore" in kinds:
         return Verdict(Task.RERANK, ["modules.json: a cross-encoder that scores by a text generator's next token"])
     if any(name.endswith("ForSequenceClassification") for name in clues.architectures):
         return None
-    return _causal_reranker("modules.json: a cross-encoder")
+    return _causal_reranker(clues, "modules.json: a cross-encoder")
 
 
 # Architecture
@@ -144,19 +177,25 @@ def _by_architecture(clues: Clues) -> Verdict | None:
     if is_generative(name):
         return _generative(clues, reason)
     if _LATE_NAME.search(clues.name):
-        return _unsupported(f"{reason}; name: late interaction", "no engine serves late interaction yet")
+        return _unsupported(
+            f"{reason}; name: late interaction", "there is no modules.json that says how its vectors are made"
+        )
     if name.endswith(("ForMaskedLM", "ForPreTraining")):
         return _masked(clues, reason)
     if name.endswith("Model") and not _RERANK_NAME.search(clues.name):
-        return Verdict(Task.EMBED, [f"{reason}: an encoder without a head → embed"])
+        return Verdict(Task.EMBED, [f"{reason}: an encoder without a head → embed", _MEAN])
     return None
+
+
+_MEAN = "no modules.json: the mean of the token vectors, sentence-transformers' default"
+_LAST = "no modules.json: the last token's vector, scaled to length 1, as text generators that embed are published"
 
 
 def _special_architecture(clues: Clues, name: str, reason: str) -> Verdict | None:
     if name.endswith("ForSequenceClassification"):
         return _by_labels(clues, reason)
     if name.endswith("ForTokenClassification"):
-        return Verdict(Task.CLASSIFY, [f"{reason}: labels for single tokens"], _NO_CLASSIFIER)
+        return Verdict(Task.CLASSIFY, [f"{reason}: labels for single tokens"], "no engine serves token classifiers yet")
     if clues.model_type in AUDIO_TYPES:
         return _unsupported(f"{reason}: speech or sound", "no engine serves audio models yet")
     if clues.model_type in VISION_TYPES:
@@ -164,18 +203,15 @@ def _special_architecture(clues: Clues, name: str, reason: str) -> Verdict | Non
     if clues.config.get("is_encoder_decoder") is True or clues.model_type in ENCODER_DECODER_TYPES:
         return _unsupported(f"{reason}: an encoder-decoder", "no engine serves encoder-decoder models yet")
     if name == "HF_ColBERT" or name.endswith("ForRetrieval"):
-        return _unsupported(f"{reason}: late interaction", "no engine serves late interaction yet")
+        return _late_interaction(clues, reason)
     return None
-
-
-_NO_CLASSIFIER = "no engine serves classifiers yet"
 
 
 def _by_labels(clues: Clues, reason: str) -> Verdict:
     count = label_count(clues.config)
     if count == 1:
         return Verdict(Task.RERANK, [f"{reason} with one label → rerank"])
-    return Verdict(Task.CLASSIFY, [f"{reason} with {count} labels → classify"], _NO_CLASSIFIER)
+    return Verdict(Task.CLASSIFY, [f"{reason} with {count} labels → classify"])
 
 
 def label_count(config: Mapping[str, Any]) -> int:
@@ -189,9 +225,9 @@ def label_count(config: Mapping[str, Any]) -> int:
 
 def _generative(clues: Clues, reason: str) -> Verdict:
     if _RERANK_NAME.search(clues.name):
-        return _causal_reranker(f"{reason}; name: a reranker")
+        return _causal_reranker(clues, f"{reason}; name: a reranker")
     if _EMBED_NAME.search(clues.name):
-        return Verdict(Task.EMBED, [reason, "name: an embedding model"])
+        return Verdict(Task.EMBED, [reason, "name: an embedding model", _LAST])
     if clues.template is not None:
         return Verdict(Task.CHAT, [reason, f"{clues.template} has a chat template → chat"])
     if _CHAT_NAME.search(clues.name):
@@ -200,19 +236,32 @@ def _generative(clues: Clues, reason: str) -> Verdict:
     return Verdict(Task.COMPLETION, [reason, "no chat template → completion"])
 
 
-def _causal_reranker(reason: str) -> Verdict:
+# Whose published way of scoring goes by the architecture of the text generator.
+_RERANK_METHODS = {"Qwen3ForCausalLM": Method.QWEN3_RERANKER, "GemmaForCausalLM": Method.BGE_RERANKER}
+_METHOD_REASONS = {
+    Method.QWEN3_RERANKER: "no modules.json: scored as Qwen3-Reranker is published, by its template and yes against no",
+    Method.BGE_RERANKER: "no modules.json: scored as bge-reranker-v2-gemma is published, by its prompt and Yes",
+}
+
+
+def _causal_reranker(clues: Clues, reason: str) -> Verdict:
+    method = _RERANK_METHODS.get(clues.architectures[0]) if clues.architectures else None
+    if method is not None:
+        return Verdict(Task.RERANK, [reason, _METHOD_REASONS[method]], method=method)
     unserved = (
-        "a reranker made of a text generator needs a modules.json that says how it scores, or no engine serves it yet; "
-        "use its sequence-classification version, or a revision for sentence-transformers 5.4 or later"
+        "a reranker made of a text generator needs a modules.json that says how it scores; use its "
+        "sequence-classification version, or a revision for sentence-transformers 5.4 or later, or say engine_args: "
+        "{method: qwen3_reranker} or {method: bge_reranker} in roundhouse.yaml if it was trained as those were"
     )
     return Verdict(Task.RERANK, [reason], unserved)
 
 
 def _masked(clues: Clues, reason: str) -> Verdict:
     if _SPARSE_NAME.search(clues.name):
-        return _unsupported(f"{reason}; name: a sparse encoder", "no engine serves sparse embeddings yet")
+        how = "no modules.json: SPLADE's largest weight over all tokens, sentence-transformers' default"
+        return Verdict(Task.EMBED, [reason, "name: a sparse encoder → embed", how], method=Method.SPARSE)
     if _EMBED_NAME.search(clues.name):
-        return Verdict(Task.EMBED, [reason, "name: an embedding model"])
+        return Verdict(Task.EMBED, [reason, "name: an embedding model", _MEAN])
     return _unsupported(
         f"{reason}: a base model for fine-tuning, trained to fill in words",
         "no engine serves masked language models yet; set task: embed for this model in roundhouse.yaml "

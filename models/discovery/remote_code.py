@@ -18,6 +18,8 @@ from models.discovery.safety import printable
 
 _BUILT_IN_TAIL = re.compile(r"^(Model|LMHeadModel|For[A-Z]\w*|PreTrainedModel|EncoderModel)$")
 
+_PYLATE_DENSE = "pylate.models.Dense.Dense"  # sentence-transformers reads it as its own
+
 
 def custom_config(config: Mapping[str, Any], engine: str) -> str | None:
     """Why config.json needs the folder's own code, or None. `engine` is "vllm" or "transformers"."""
@@ -59,7 +61,7 @@ def custom_module(modules: Sequence[Mapping[str, Any]]) -> str | None:
     """Why modules.json needs code from outside sentence-transformers, or None."""
     for module in modules:
         kind = module.get("type")
-        if not (isinstance(kind, str) and kind.startswith("sentence_transformers.")):
+        if not (isinstance(kind, str) and (kind.startswith("sentence_transformers.") or kind == _PYLATE_DENSE)):
             return f"modules.json: module type {printable(str(kind))} is not sentence-transformers' own"
     return None
 

@@ -200,7 +200,7 @@ def _check_all(
     return total_bytes
 
 
-_SERVED = frozenset({Task.CHAT, Task.COMPLETION, Task.EMBED, Task.RERANK, Task.ADAPTER})
+_SERVED = frozenset({Task.CHAT, Task.COMPLETION, Task.EMBED, Task.RERANK, Task.CLASSIFY, Task.ADAPTER})
 
 
 def _stem(verdict: Verdict, overrides: ModelOverrides) -> str | None:
@@ -316,6 +316,7 @@ def _spec(
         engine=engine_for(verdict.task, overrides),
         availability=findings.availability(),
         aliases=overrides.aliases,
+        method=verdict.method,
         architecture=_architecture(config),
         model_type=_text(config.get("model_type")),
         weights_bytes=weights_bytes,

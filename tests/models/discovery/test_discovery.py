@@ -12,13 +12,14 @@ from tests.models.discovery import published_chat, published_retrieval
 from tests.models.discovery.folders import Row, build
 
 ROWS = [*published_chat.ROWS, *published_retrieval.ROWS]
+RETRIEVAL = {Task.EMBED, Task.RERANK, Task.CLASSIFY}
 VLLM = {Task.CHAT, Task.COMPLETION, Task.ADAPTER}
 
 
 def expected_engine(row: Row) -> str:
     if row.engine is not None:
         return row.engine
-    return "vllm" if row.task in VLLM else "transformers" if row.task in {Task.EMBED, Task.RERANK} else ""
+    return "vllm" if row.task in VLLM else "transformers" if row.task in RETRIEVAL else ""
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
@@ -72,6 +73,6 @@ def test_an_engine_named_in_the_configuration_lifts_the_refusal_that_no_engine_s
 
 def test_a_task_that_nothing_serves_stays_refused_when_configured(tmp_path: Path) -> None:
     build(tmp_path, Row("a/b", published_chat.chat("Qwen3ForCausalLM", "qwen3"), Task.CHAT))
-    [spec] = scan(tmp_path, {"a/b": ModelOverrides(task=Task.CLASSIFY)})
+    [spec] = scan(tmp_path, {"a/b": ModelOverrides(task=Task.UNSUPPORTED)})
     assert spec.availability is Availability.UNUSABLE
-    assert "no engine serves the task classify yet" in spec.reasons
+    assert "no engine serves the task unsupported yet" in spec.reasons

@@ -1,0 +1,349 @@
+"""Every kind of retrieval model, in this process, against the library or the published code that defines it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from engines.base import EngineContext
+from engines.runtime.retrieval import (
+    WHOLE,
+    EncodeOptions,
+    InvalidRequest,
+    RetrievalModel,
+    Source,
+    TooLong,
+    encode_within,
+)
+from engines.runtime.transformers_args import TransformersArgs
+from engines.runtime.transformers_runtime import load_model
+from engines.transformers_engine import create_factory
+from models.types import Method, ModelSpec, Task
+from tests.engines import retrieval_models as made
+
+QUERY = "Where stands the locomotive?"
+DOCUMENTS = [
+    "A stone.",
+    "The locomotive stands on the turntable of the roundhouse, where it turns and waits for steam.",
+    "Bread, water & coal; 日本語 too!",
+    "dog " * 30,
+]
+TEXTS = [QUERY, *DOCUMENTS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def load(spec: ModelSpec, **engine_args: Any) -> RetrievalModel:
+    """As an engine process loads it, of what discovery judged."""
+    context = EngineContext(Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), "cpu", engine_args)
+    factory = create_factory(context)
+    assert factory.accepts(spec).ok, factory.accepts(spec)
+    return load_model(str(spec.path), TransformersArgs.model_validate(factory._args(spec).model_dump(mode="json")))
+
+
+def run(model: RetrievalModel, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[NDArray[np.float32]]:
+    return list(model.forward(model.encoder.encode(sources, options)))
+
+
+def pairs(documents: Sequence[str] = DOCUMENTS) -> list[Source]:
+    return [(QUERY, document) for document in documents]
+
+
+def same(given: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.asarray(given), np.asarray(expected), atol=1e-5)
+
+
+# Embeddings
+
+
+def test_a_plain_encoder_gives_the_mean_of_its_token_vectors_and_says_so(folder: Path) -> None:
+    path = made.save_bert(folder / "e5-bare", made.BertModel(made.bert_config()))
+    spec = made.judged(path)
+    assert any("the mean of the token vectors" in reason for reason in spec.reasons)
+    model = load(spec)
+    same(run(model, TEXTS), SentenceTransformer(str(path), device="cpu").encode(TEXTS))
+    assert (model.task, model.kind, model.width) == (Task.EMBED, "dense", 32)
+
+
+def test_prompts_by_name_and_by_side_equal_encode_query_and_encode_document(folder: Path) -> None:
+    path = made.make_prompted_embedder(folder / "prompted")
+    model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
+    assert model.prompts == {"query": "query : ", "document": "passage : "}
+    same(run(model, TEXTS), reference.encode(TEXTS))
+    for side in ("query", "document"):
+        expected = getattr(reference, f"encode_{side}")(TEXTS)
+        same(run(model, TEXTS, EncodeOptions(side=side)), expected)
+        same(run(model, TEXTS, EncodeOptions(prompt=model.prompts[side])), expected)
+    same(run(model, TEXTS, EncodeOptions(prompt="", side="query")), reference.encode(TEXTS))
+
+
+def test_a_prompt_that_pooling_leaves_out_is_left_out_of_each_input_of_a_mixed_batch(folder: Path) -> None:
+    path = made.make_prompted_embedder(folder / "unpooled-prompt", include_prompt=False)
+    model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
+    mixed = [
+        item
+        for text in TEXTS
+        for options in (EncodeOptions(side="query"), WHOLE)
+        for item in model.encoder.encode([text], options)
+    ]
+    rows = model.forward(mixed)
+    same(rows[0::2], reference.encode_query(TEXTS))
+    same(rows[1::2], reference.encode(TEXTS))
+
+
+def test_a_causal_embedder_takes_the_last_token_behind_its_instruction(folder: Path) -> None:
+    path = made.make_qwen3_embedding(folder / "Qwen3-Embedding-tiny", modules=True)
+    model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
+    assert model.prompts == {"query": made.QUERY_PROMPT}
+    same(run(model, TEXTS), reference.encode(TEXTS))
+    same(run(model, TEXTS, EncodeOptions(side="query")), reference.encode_query(TEXTS))
+
+
+def test_a_causal_embedder_without_modules_equals_the_published_computation(folder: Path) -> None:
+    path = made.make_qwen3_embedding(folder / "Qwen3-Embedding-bare", modules=False)
+    spec = made.judged(path)
+    assert any("the last token's vector, scaled to length 1" in reason for reason in spec.reasons)
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    body = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().model
+    with torch.no_grad():
+        last = body(**tokenizer(TEXTS, padding=True, return_tensors="pt")).last_hidden_state[:, -1]
+    same(run(load(spec), TEXTS), torch.nn.functional.normalize(last, dim=1))
+
+
+# Rerankers
+
+
+def qwen3_reference(path: Path, instruction: str, documents: Sequence[str], max_length: int) -> list[float]:
+    """The computation of Qwen3-Reranker's model card."""
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    system = (
+        "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+        'Note that the answer can only be "yes" or "no".'
+    )
+    head = tokenizer.encode(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n", add_special_tokens=False)
+    tail = tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", add_special_tokens=False)
+    asked = [f"<Instruct>: {instruction}\n<Query>: {QUERY}\n<Document>: {document}" for document in documents]
+    inputs = tokenizer(
+        asked, truncation="longest_first", return_attention_mask=False, max_length=max_length - len(head) - len(tail)
+    )
+    inputs["input_ids"] = [head + ids + tail for ids in inputs["input_ids"]]
+    padded = tokenizer.pad({"input_ids": inputs["input_ids"]}, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**padded).logits[:, -1, :]
+    answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
+    scores: list[float] = torch.log_softmax(logits[:, answers], dim=1)[:, 1].exp().tolist()
+    return scores
+
+
+def test_qwen3_reranker_equals_its_published_computation_cut_or_whole(folder: Path) -> None:
+    path = made.make_qwen3_reranker(folder / "Qwen3-Reranker-tiny")
+    spec = made.judged(path)
+    assert (spec.task, spec.method) == (Task.RERANK, Method.QWEN3_RERANKER)
+    assert any("scored as Qwen3-Reranker is published" in reason for reason in spec.reasons)
+    model = load(spec)
+    default = "Given a web search query, retrieve relevant passages that answer the query"
+    same(np.ravel(run(model, pairs())), qwen3_reference(path, default, DOCUMENTS, 512))
+    asked = EncodeOptions(prompt="find dogs", limit=160)
+    cut = model.encoder.encode(pairs(), asked)
+    assert max(item.tokens for item in cut) == 160 < max(item.tokens for item in model.encoder.encode(pairs()))
+    same(np.ravel(model.forward(cut)), qwen3_reference(path, "find dogs", DOCUMENTS, 160))
+    assert np.ptp(qwen3_reference(path, default, DOCUMENTS, 512)) > 0.01
+
+
+def bge_reference(path: Path, documents: Sequence[str], max_length: int) -> list[float]:
+    """The computation of bge-reranker-v2-gemma's model card, its scores mapped to 0 to 1 as the card says."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+    def plain(text: str, **cut: Any) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, **cut)["input_ids"]
+        return ids
+
+    question = plain(
+        "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
+        "a prediction of either 'Yes' or 'No'."
+    )
+    line = plain("\n")
+    rows = []
+    for document in documents:
+        query = [tokenizer.bos_token_id, *plain(f"A: {QUERY}", max_length=max_length * 3 // 4, truncation=True)]
+        passage = [*line, *plain(f"B: {document}", max_length=max_length, truncation=True)]
+        rows.append([*query, *passage[: max_length - len(query)], *line, *question])
+    padded = tokenizer.pad({"input_ids": rows}, padding=True, pad_to_multiple_of=8, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**padded).logits[:, -1, plain("Yes")[0]]
+    scores: list[float] = torch.sigmoid(logits).tolist()
+    return scores
+
+
+def test_bge_reranker_v2_gemma_equals_its_published_computation_cut_or_whole(folder: Path) -> None:
+    path = made.make_bge_gemma(folder / "bge-reranker-v2-gemma-tiny")
+    spec = made.judged(path)
+    assert (spec.task, spec.method) == (Task.RERANK, Method.BGE_RERANKER)
+    model = load(spec)
+    same(np.ravel(run(model, pairs())), bge_reference(path, DOCUMENTS, 512))
+    tokenizer = model.tokenizer
+    taken = len(tokenizer("\n", add_special_tokens=False)["input_ids"]) + len(
+        tokenizer(model._template.QUESTION, add_special_tokens=False)["input_ids"]  # type: ignore[attr-defined]
+    )
+    cut = model.encoder.encode(pairs(), EncodeOptions(limit=40 + taken))
+    assert max(item.tokens for item in cut) == 40 + taken
+    same(np.ravel(model.forward(cut)), bge_reference(path, DOCUMENTS, 40))
+
+
+def test_a_limit_below_the_template_s_own_length_is_refused(folder: Path) -> None:
+    model = load(made.judged(made.make_qwen3_reranker(folder / "Qwen3-Reranker-small")))
+    with pytest.raises(InvalidRequest, match="own prompt takes") as refused:
+        model.encoder.encode(pairs(), EncodeOptions(limit=20))
+    assert refused.value.param == "truncate_prompt_tokens"
+
+
+def test_a_text_generator_with_a_logit_score_module_equals_the_cross_encoder(folder: Path) -> None:
+    path = made.make_logit_score_reranker(folder / "integrated-reranker")
+    model, reference = load(made.judged(path)), CrossEncoder(str(path), device="cpu")
+    same(np.ravel(run(model, pairs())), reference.predict([(QUERY, document) for document in DOCUMENTS]))
+
+
+def test_rerank_order_equals_the_cross_encoder_s_on_two_hundred_queries(folder: Path) -> None:
+    path = made.make_cross_encoder(folder / "cross-encoder-tiny")
+    model, reference = load(made.judged(path)), CrossEncoder(str(path), device="cpu")
+    chance = np.random.default_rng(11)
+    sets = [
+        [
+            (" ".join(chance.choice(made.WORDS, 5)), " ".join(chance.choice(made.WORDS, chance.integers(1, 25))))
+            for _ in range(6)
+        ]
+        for _ in range(200)
+    ]
+    everything = [pair for one in sets for pair in one]
+    expected = reference.predict(everything, batch_size=64).reshape(200, 6)
+    given = np.ravel([run(model, everything[start : start + 50]) for start in range(0, 1200, 50)]).reshape(200, 6)
+    same(given, expected)
+    assert np.array_equal(np.argsort(-given, kind="stable"), np.argsort(-expected, kind="stable"))
+    assert len(np.unique(expected.round(4))) > 600
+
+
+def test_documents_are_cut_to_their_own_limit_before_they_meet_the_query(folder: Path) -> None:
+    path = made.make_cross_encoder(folder / "cross-encoder-cut")
+    model, reference = load(made.judged(path)), CrossEncoder(str(path), device="cpu")
+    long = "the locomotive turns on the track of the city"
+    given = run(model, pairs([long, "steam"]), EncodeOptions(document_limit=4))
+    same(np.ravel(given), reference.predict([(QUERY, "the locomotive turns on"), (QUERY, "steam")]))
+
+
+# Classifiers
+
+
+@pytest.mark.parametrize("problem_type", [None, "single_label_classification", "multi_label_classification"])
+def test_a_classifier_equals_the_text_classification_pipeline(folder: Path, problem_type: str | None) -> None:
+    path = made.make_classifier(folder / f"classifier-{problem_type}", problem_type)
+    spec = made.judged(path)
+    model = load(spec)
+    assert (spec.task, model.kind, model.labels) == (
+        Task.CLASSIFY,
+        "labels",
+        ["entailment", "neutral", "contradiction"],
+    )
+    classify: Any = pipeline("text-classification", model=str(path), device="cpu", top_k=None)
+    expected = [
+        [next(item["score"] for item in answer if item["label"] == label) for label in model.labels]
+        for answer in classify(TEXTS)
+    ]
+    rows = np.asarray(run(model, TEXTS))
+    same(rows, expected)
+    if problem_type != "multi_label_classification":
+        same(rows.sum(axis=1), np.ones(len(TEXTS)))
+    [pair] = classify([{"text": QUERY, "text_pair": DOCUMENTS[1]}])
+    assert max(run(model, pairs()[1:2])[0]) == pytest.approx(pair[0]["score"], abs=1e-5)
+
+
+# Sparse and multi-vector embeddings
+
+
+@pytest.mark.parametrize("modules", [True, False])
+def test_splade_weighs_the_words_that_sentence_transformers_weighs(folder: Path, modules: bool) -> None:
+    path = made.make_splade(folder / f"splade-{'st' if modules else 'bare'}", modules=modules)
+    spec = made.judged(path)
+    assert (spec.task, spec.method) == (Task.EMBED, Method.SPARSE)
+    model = load(spec)
+    expected = SparseEncoder(str(path), device="cpu").encode(TEXTS, convert_to_sparse_tensor=False).numpy()
+    assert (model.kind, model.width) == ("sparse", expected.shape[1])
+    for entries, row in zip(run(model, TEXTS), expected, strict=True):
+        dense = np.zeros_like(row)
+        dense[entries[:, 0].astype(int)] = entries[:, 1]
+        same(dense, row)
+        assert 0 < len(entries) < len(row)
+
+
+def test_a_batch_too_wide_for_the_vocabulary_runs_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(made.judged(made.make_splade(folder / "splade-parts")))
+    whole = run(model, TEXTS)
+    monkeypatch.setattr("engines.runtime.sparse.MAX_WEIGHTS", 1)
+    for one, other in zip(run(model, TEXTS), whole, strict=True):
+        same(one, other)
+
+
+def test_colbert_vectors_equal_encode_query_and_encode_document_in_one_batch(folder: Path) -> None:
+    path = made.make_colbert(folder / "colbert-tiny")
+    spec = made.judged(path)
+    assert (spec.task, spec.method) == (Task.EMBED, Method.MULTI_VECTOR)
+    model, reference = load(spec), MultiVectorEncoder(str(path), device="cpu")
+    assert (model.kind, model.width, model.prompts) == ("multi_vector", 8, {"query": "query ", "document": "document "})
+    queries, documents = [QUERY, "steam"], DOCUMENTS
+    batch = model.encoder.encode(queries, EncodeOptions(side="query")) + model.encoder.encode(documents)
+    given = list(model.forward(batch))
+    expected = [
+        *reference.encode_query(queries, convert_to_numpy=True),
+        *reference.encode_document(documents, convert_to_numpy=True),
+    ]
+    assert [len(rows) for rows in given[:2]] == [16, 16]
+    for rows, known in zip(given, expected, strict=True):
+        same(rows, known)
+
+
+def test_a_colbert_query_over_its_fixed_length_is_refused_or_cut_where_asked(folder: Path) -> None:
+    path = made.make_colbert(folder / "colbert-long")
+    model, reference = load(made.judged(path)), MultiVectorEncoder(str(path), device="cpu")
+    long = "steam " * 30
+    options = EncodeOptions(side="query")
+    with pytest.raises(TooLong, match=r"input\[0\] has 33 tokens, but this model takes at most 16"):
+        encode_within(model.encoder, [long], options, "input", truncate=False)
+    cut = encode_within(model.encoder, [long], options, "input", truncate=True)
+    same(model.forward(cut)[0], reference.encode_query([long], convert_to_numpy=True)[0])
+    assert len(encode_within(model.encoder, [long], WHOLE, "input", truncate=False)) == 1
+
+
+# Truncation
+
+
+def test_inputs_are_cut_at_their_beginning_where_asked(folder: Path) -> None:
+    path = made.save_bert(folder / "e5-left", made.BertModel(made.bert_config()))
+    model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
+    text = "the city turns the locomotive"
+    same(run(model, [text], EncodeOptions(limit=4, left=True)), reference.encode(["the locomotive"]))
+    same(run(model, [text], EncodeOptions(limit=4)), reference.encode(["the city"]))
+    ids = model.tokenizer.encode(text)
+    assert model.encoder.encode([ids], EncodeOptions(limit=3, left=True))[0].ids.tolist() == ids[-3:]  # type: ignore[union-attr]
+
+
+# What is not accepted
+
+
+def test_a_method_of_another_task_is_refused_naming_it(folder: Path) -> None:
+    path = made.save_bert(folder / "e5-method", made.BertModel(made.bert_config()))
+    context = EngineContext(Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), "cpu", {})
+    verdict = create_factory(context).accepts(made.judged(path, engine_args={"method": "qwen3_reranker"}))
+    assert not verdict.ok
+    assert "engine_args.method" in verdict.reason
