@@ -12,6 +12,7 @@ from typing import Any
 
 from app.errors import Header, Rendered, SlowRequest, TooLarge
 from models.errors import Busy
+from utils.openai_compat import Protocol
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -60,6 +61,7 @@ class Exchange:
         "method",
         "model",
         "path",
+        "protocol",
         "receive",
         "request_id",
         "route",
@@ -82,6 +84,7 @@ class Exchange:
         self.status = 0  # of the answer that was begun
         self.route = ""  # as the metrics name it
         self.model = ""
+        self.protocol: Protocol | None = None  # of the client, once its body was read; before, the path's
         self.body_bytes = 0  # taken of `Bodies`
         self.finished = False
         self.gone = False

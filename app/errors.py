@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from app.routes import ROUTES
 from models.errors import RoundhouseError
 from utils.openai_compat import Protocol, error_event, error_object
 
@@ -75,7 +76,11 @@ class Rendered:
 
 
 def protocol_of(path: str) -> Protocol:
-    return "anthropic" if path == ANTHROPIC_PREFIX or path.startswith(ANTHROPIC_PREFIX + "/") else "openai"
+    """That of the clients who use `path`, also where there is no such route."""
+    if path == ANTHROPIC_PREFIX or path.startswith(ANTHROPIC_PREFIX + "/"):
+        return "anthropic"
+    route = ROUTES.get(path)
+    return route.protocol if route is not None else "openai"
 
 
 def _object(error: RoundhouseError, protocol: Protocol, request_id: str) -> dict[str, object]:

@@ -156,7 +156,7 @@ class Gate:
     async def _refuse(self, exchange: Exchange, error: RoundhouseError) -> None:
         if exchange.status:  # part of an answer is out already: only closing the connection is left
             return
-        await exchange.respond(render(error, protocol_of(exchange.path), exchange.request_id))
+        await exchange.respond(render(error, exchange.protocol or protocol_of(exchange.path), exchange.request_id))
 
     def _record(self, exchange: Exchange) -> None:
         seconds = time.perf_counter() - exchange.started_s

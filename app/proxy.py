@@ -16,8 +16,9 @@ import aiohttp
 import orjson
 
 from app.asgi import Bodies, Exchange
+from app.default_model import default_model
 from app.errors import Header, render_event
-from app.request_body import RequestBody, parse_body
+from app.request_body import RequestBody, parse_body, parse_document
 from app.routes import Route, check_task
 from app.state import AppState
 from app.upstream import BROKEN, UNREACHABLE, Upstreams
@@ -89,8 +90,11 @@ class DataPlane:
 
     async def answer(self, exchange: Exchange, route: Route) -> None:
         """Raises RoundhouseError while nothing was sent, ClientGone, or AnswerCutOff."""
-        body = parse_body(await exchange.read_body(self._bodies))
-        spec = self._manager.catalog.resolve(body.model)
+        raw = await exchange.read_body(self._bodies)
+        document = parse_document(raw)
+        exchange.protocol = route.protocol_of(document)
+        body = parse_body(raw, document, model_needed=exchange.protocol != "tei")
+        spec = self._spec_of(body, route)
         exchange.model = spec.id
         self._manager.check(spec)
         check_task(spec, route)
@@ -105,10 +109,15 @@ class DataPlane:
                 raise
             await exchange.body(render_event(error, route.protocol, exchange.request_id), False)
 
+    def _spec_of(self, body: RequestBody, route: Route) -> ModelSpec:
+        if body.model is None:
+            return default_model(self._manager, route, self._state.settings.default_models)
+        return self._manager.catalog.resolve(body.model)
+
     def _wait_of(self, exchange: Exchange, route: Route, body: RequestBody, spec: ModelSpec) -> Wait:
         settings = self._state.settings
         told: Told | None = None
-        if body.stream and route.streams:
+        if body.stream and body.model and route.streams:
             text = partial(self._texts.of, spec)
             told = Told(exchange, route.path, body.model, settings.progress_text, text)
         return Wait(exchange, told, interval_s=settings.sse_comment_s, limit_s=settings.wait_timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -20,13 +21,15 @@ MAX_COMMAS = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class RequestBody:
+    """`model` is None where the client's protocol has no such field."""
+
     raw: bytes
-    model: str
+    model: str | None
     stream: bool
 
     def with_model(self, name: str) -> bytes:
         """The body with `model` set to `name`, every other byte as it came where that is possible."""
-        if name == self.model:
+        if self.model is None or name == self.model:
             return self.raw
         found = MODEL_MEMBER.search(self.raw) if self.raw.count(b'"model"') == 1 else None
         if found is not None and orjson.loads(found.group(1)) == self.model:
@@ -46,10 +49,10 @@ class RequestBody:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def parse_body(raw: bytes) -> RequestBody:
-    """Raises InvalidRequest that says what is wrong and where."""
+def parse_document(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`. Raises InvalidRequest that says what is wrong."""
     if not raw:
-        raise InvalidRequest("The request has no body; a JSON object with `model` is needed.")
+        raise InvalidRequest("The request has no body; a JSON object is needed.")
     if len(raw) > UNCOUNTED_BYTES:
         _check_size_when_parsed(raw)
     try:
@@ -61,7 +64,14 @@ def parse_body(raw: bytes) -> RequestBody:
         ) from None
     if not isinstance(document, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {_json_kind(document)}.")
+    return document
+
+
+def parse_body(raw: bytes, document: dict[str, Any], *, model_needed: bool = True) -> RequestBody:
+    """What of `document`, the object in `raw`, matters here. Raises InvalidRequest naming `model`."""
     model = document.get("model")
+    if model is None and not model_needed:
+        return RequestBody(raw, None, False)
     if not isinstance(model, str) or not model:
         problem = "is missing" if model is None else "must be a string that is not empty"
         raise InvalidRequest(f"`model` {problem}; GET /v1/models lists the models.", param="model")

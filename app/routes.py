@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from models.errors import WrongTask
 from models.types import ModelSpec, Task
@@ -14,6 +15,7 @@ CHAT = frozenset({Task.CHAT, Task.ADAPTER})
 EMBED = frozenset({Task.EMBED})
 RERANK = frozenset({Task.RERANK})
 SCORE = frozenset({Task.RERANK, Task.EMBED})
+CLASSIFY = frozenset({Task.CLASSIFY})
 ALL = frozenset({Task.CHAT, Task.COMPLETION, Task.ADAPTER, Task.EMBED, Task.RERANK, Task.CLASSIFY})
 
 
@@ -25,6 +27,11 @@ class Route:
     tasks: frozenset[Task]
     protocol: Protocol = "openai"
     streams: bool = False  # whether `stream: true` makes it answer in server-sent events
+    tei_field: str | None = None  # a body that has it is one of TEI, on a path that others have, too
+
+    def protocol_of(self, document: Mapping[str, Any]) -> Protocol:
+        """That of the client who sent this body; the engine tells them apart by the same field."""
+        return "tei" if self.tei_field is not None and self.tei_field in document else self.protocol
 
 
 ROUTES: Mapping[str, Route] = {
@@ -36,11 +43,19 @@ ROUTES: Mapping[str, Route] = {
         Route("/v1/messages", CHAT, "anthropic", streams=True),
         Route("/v1/messages/count_tokens", CHAT, "anthropic"),
         Route("/v1/embeddings", EMBED),
+        Route("/v1/multi-vector", EMBED),
+        Route("/v2/embed", EMBED, "cohere"),
+        Route("/embed", EMBED, "tei"),
+        Route("/embed_all", EMBED, "tei"),
+        Route("/embed_sparse", EMBED, "tei"),
         Route("/v1/rerank", RERANK),
-        Route("/v2/rerank", RERANK),
-        Route("/rerank", RERANK),
+        Route("/v2/rerank", RERANK, "cohere"),
+        Route("/rerank", RERANK, tei_field="texts"),
         Route("/v1/score", SCORE),
         Route("/score", SCORE),
+        Route("/v1/classify", CLASSIFY),
+        Route("/classify", CLASSIFY),
+        Route("/predict", CLASSIFY, "tei"),
         Route("/tokenize", ALL),
         Route("/detokenize", ALL),
     )

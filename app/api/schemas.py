@@ -72,24 +72,82 @@ class AnthropicCountRequest(WithModel):
     system: str | list[dict[str, Any]] | None = None
 
 
-class EmbeddingRequest(WithModel):
-    input: str | list[str] | list[int] | list[list[int]]
+class Truncating(Open):
+    truncate: bool | str | None = Field(
+        None, description="Cut inputs that are too long: true, or END (their end goes), START, or NONE: refuse them."
+    )
+    truncate_prompt_tokens: int | None = Field(None, description="To so many tokens; -1 for the model's limit.")
+
+
+class EmbeddingRequest(WithModel, Truncating):
+    input: str | list[str | dict[str, str]] | list[int] | list[list[int]] = Field(description="At most 2,048.")
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, description="The first so many numbers, scaled to length 1.")
+    user: str | None = None
+    input_type: str | None = Field(None, description="query, document, …: which of the model's prompts goes before.")
+    task: str | None = Field(None, description="Jina's name for `input_type`.")
+    embedding_type: Literal["float", "base64", "binary", "ubinary"] | None = Field(None, description="Jina's.")
+    normalized: bool | None = Field(None, description="Scale to length 1 what the model does not.")
+
+
+class CohereEmbedRequest(WithModel):
+    texts: list[str] | None = None
+    inputs: list[dict[str, Any]] | None = None
+    input_type: str | None = None
+    embedding_types: list[Literal["float", "base64", "binary", "ubinary"]] | None = None
+    output_dimension: int | None = None
+    max_tokens: int | None = None
+    truncate: Literal["NONE", "START", "END"] = "NONE"
+
+
+class MaybeWithModel(Open):
+    model: str | None = Field(None, description="May be left out: see `default_models`.")
+    truncate: bool | None = None
+    truncation_direction: Literal["left", "right"] | None = None
+
+
+class TeiEmbedRequest(MaybeWithModel):
+    inputs: str | list[str] | list[int] | list[list[int]]
+    normalize: bool | None = None
+    prompt_name: str | None = None
     dimensions: int | None = None
 
 
-class RerankRequest(WithModel):
+class TeiPredictRequest(MaybeWithModel):
+    inputs: str | list[str] | list[list[str]] = Field(description="A text, a pair, or lists of one text or two.")
+
+
+class RerankRequest(WithModel, Truncating):
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: list[str | dict[str, Any]] = Field(description="At most 10,000; objects have a `text`.")
     top_n: int | None = None
     return_documents: bool | None = None
+    rank_fields: list[str] | None = Field(None, description="What to read of documents that are objects.")
+    max_tokens_per_doc: int | None = Field(None, description="Documents are cut to so many tokens.")
+    instruction: str | None = Field(None, description="For rerankers made of a text generator.")
 
 
-class ScoreRequest(WithModel):
+class SharedRerankRequest(MaybeWithModel):
+    """Jina's, with `documents`, or TEI's, with `texts`."""
+
+    query: str
+    documents: list[str | dict[str, Any]] | None = None
+    top_n: int | None = None
+    return_documents: bool | None = None
+    texts: list[str] | None = None
+    return_text: bool | None = None
+    raw_scores: bool | None = None
+
+
+class ScoreRequest(WithModel, Truncating):
     text_1: str | list[str] | None = None
     text_2: str | list[str] | None = None
     queries: str | list[str] | None = None
     documents: str | list[str] | None = None
+
+
+class ClassifyRequest(WithModel, Truncating):
+    input: str | list[str] | list[int] | list[list[int]]
 
 
 class TokenizeRequest(WithModel):
@@ -205,6 +263,16 @@ class ErrorDetail(BaseModel):
 
 class ErrorAnswer(BaseModel):
     error: ErrorDetail
+
+
+class CohereError(BaseModel):
+    id: str
+    message: str
+
+
+class TeiError(BaseModel):
+    error: str
+    error_type: Literal["Validation", "Overloaded", "Backend"]
 
 
 class Health(Open):

@@ -14,7 +14,7 @@ import pytest
 from app import memory
 from app.errors import InvalidRequest
 from app.memory import available_ram_bytes, measure_device
-from app.request_body import parse_body
+from app.request_body import RequestBody, parse_body, parse_document
 from app.run_dir import RunDir
 from tests.engines.fake_nvml import FakeGpu, FakeNvml
 
@@ -28,9 +28,13 @@ BODIES = {
 }
 
 
+def parsed(raw: bytes) -> RequestBody:
+    return parse_body(raw, parse_document(raw))
+
+
 @pytest.mark.parametrize("raw", BODIES)
 def test_only_the_name_changes_in_the_body(raw: bytes) -> None:
-    body = parse_body(raw)
+    body = parsed(raw)
     assert body.with_model("B") == BODIES[raw]
     assert body.with_model("a") is raw
 
@@ -47,13 +51,13 @@ def test_only_the_name_changes_in_the_body(raw: bytes) -> None:
 )
 def test_a_body_with_more_than_one_model_keeps_every_other_value(raw: bytes) -> None:
     document = json.loads(raw)
-    assert json.loads(parse_body(raw).with_model("B")) == document | {"model": "B"}
+    assert json.loads(parsed(raw).with_model("B")) == document | {"model": "B"}
 
 
 def test_a_body_that_is_too_deep_to_change_is_refused() -> None:
     raw = b'{"inner":' + b"[" * 1000 + b'{"model":1}' + b"]" * 1000 + b',"model":"a"}'
     with pytest.raises(InvalidRequest):
-        parse_body(raw).with_model("B")
+        parsed(raw).with_model("B")
 
 
 def test_the_run_folder_is_private_short_and_gone_at_the_end(tmp_path: Path) -> None:

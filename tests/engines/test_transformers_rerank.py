@@ -56,7 +56,7 @@ def predict(reference: CrossEncoder, pairs: list[tuple[str, str]]) -> NDArray[np
 async def test_rerank_gives_the_cross_encoder_s_scores_best_first(
     client: Client, reference: CrossEncoder, path: str
 ) -> None:
-    answer = await client.ok(path, model="reranker", query=QUERY, documents=DOCUMENTS)
+    answer = await client.ok(path, model="reranker", query=QUERY, documents=DOCUMENTS, return_documents=True)
     expected = predict(reference, [(QUERY, document) for document in DOCUMENTS])
     results = answer["results"]
     assert [item["index"] for item in results] == np.argsort(-expected, kind="stable").tolist()
@@ -84,8 +84,12 @@ async def test_top_n_keeps_the_best_and_documents_can_be_left_out(client: Client
 
 async def test_documents_may_be_objects_with_a_text(client: Client) -> None:
     plain = await client.ok("/v1/rerank", query=QUERY, documents=DOCUMENTS)
-    objects = [{"text": DOCUMENTS[0], "source": "kept out"}, *DOCUMENTS[1:]]
-    assert (await client.ok("/v1/rerank", query=QUERY, documents=objects))["results"] == plain["results"]
+    objects = [{"text": DOCUMENTS[0], "source": "not read"}, *DOCUMENTS[1:]]
+    answer = await client.ok("/v1/rerank", query=QUERY, documents=objects)
+    assert [(item["index"], item["relevance_score"]) for item in answer["results"]] == [
+        (item["index"], item["relevance_score"]) for item in plain["results"]
+    ]
+    assert all(item["document"] == objects[0] for item in answer["results"] if item["index"] == 0)
 
 
 async def test_a_document_over_the_model_s_length_is_refused_or_cut_where_asked(

@@ -1,4 +1,4 @@
-"""The shapes of errors in both protocols."""
+"""The shapes of errors in each protocol."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ def test_errors_have_the_shape_of_the_clients_protocol() -> None:
     anthropic = error_object("anthropic", 503, "busy", **told)  # type: ignore[arg-type]
     error = {"type": "overloaded_error", "message": "busy"}
     assert anthropic == {"type": "error", "error": error, "request_id": "r1"}
+    assert error_object("cohere", 503, "busy", **told) == {"id": "r1", "message": "busy"}  # type: ignore[arg-type]
+    tei = error_object("tei", 503, "busy", **told)  # type: ignore[arg-type]
+    assert tei == {"error": "busy", "error_type": "Overloaded"}
+    assert error_object("tei", 400, "x", **told)["error_type"] == "Validation"  # type: ignore[arg-type]
 
 
 def test_error_events_are_named_for_anthropic_only() -> None:

@@ -1,0 +1,85 @@
+"""The router for clients of Cohere and TEI: errors as each reads them, and models that TEI's do not name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from models.types import Task
+from tests.app.serving import MODELS, Served, serving, spec
+
+TEI = {
+    "/embed": {"inputs": "x"},
+    "/embed_all": {"inputs": "x"},
+    "/embed_sparse": {"inputs": "x"},
+    "/rerank": {"query": "q", "texts": ["t"]},
+}
+
+
+@pytest.mark.parametrize("path", TEI)
+async def test_a_request_of_tei_goes_to_the_only_model_there_is_as_it_came(served: Served, path: str) -> None:
+    answer = await served.post(path, TEI[path])
+    assert (answer.status_code, answer.json()) == (200, TEI[path])  # a fake engine answers with what it got
+    assert served.engines.loads == ["cross" if path == "/rerank" else "minilm"]
+    assert "model" not in answer.json()
+
+
+async def test_of_several_models_the_default_one_answers_and_without_one_all_are_named() -> None:
+    specs = (*MODELS, spec("org/e5", Task.EMBED))
+    async with serving(specs) as served:
+        refused = await served.post("/embed", {"inputs": "x"})
+        assert refused.status_code == 400
+        assert refused.json()["error_type"] == "Validation"
+        for name in ("`model`", "minilm", "org/e5", "default_models"):
+            assert name in refused.json()["error"]
+        assert (await served.post("/embed", {"inputs": "x", "model": "e5"})).json()["model"] == "org/e5"
+        assert (await served.post("/rerank", TEI["/rerank"])).status_code == 200  # of those there is one
+    async with serving(specs, default_models=("cross", "gone", "E5")) as served:
+        assert (await served.post("/embed", {"inputs": "x"})).status_code == 200
+        assert served.engines.loads == ["org/e5"]
+
+
+async def test_where_no_model_serves_it_the_error_says_so(served: Served) -> None:
+    refused = await served.post("/predict", {"inputs": "x"})
+    assert (refused.status_code, refused.json()["error_type"]) == (400, "Validation")
+    assert "no model for classify" in refused.json()["error"]
+
+
+async def test_the_other_protocols_need_a_model(served: Served) -> None:
+    for path in ("/v1/embeddings", "/v2/embed", "/v1/rerank", "/v2/rerank", "/v1/classify", "/v1/multi-vector"):
+        answer = await served.post(path, {"input": "x"})
+        assert (answer.status_code, "`model` is missing" in answer.text) == (400, True), path
+    answer = await served.post("/rerank", {"query": "q", "documents": ["d"]})
+    assert answer.json()["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embed", {"inputs": "x", "model": "nobody"}),
+        ("/rerank", {"texts": ["x"], "model": "nobody"}),
+        ("/rerank", {"texts": ["x"], "model": 7}),
+        ("/embed", {"inputs": "x", "model": "other"}),
+        ("/embed", []),
+    ],
+)
+async def test_errors_on_the_paths_of_tei_are_tei_s(served: Served, path: str, body: Any) -> None:
+    answer = await served.post(path, body)
+    assert answer.status_code in (400, 404)
+    assert set(answer.json()) == {"error", "error_type"}
+
+
+async def test_errors_on_the_paths_of_cohere_are_cohere_s(served: Served) -> None:
+    for path in ("/v2/embed", "/v2/rerank"):
+        for body in ({"model": "nobody"}, {"model": "other"}, {}, 3):
+            answer = await served.post(path, body)
+            assert answer.status_code in (400, 404)
+            assert answer.json() == {"id": answer.headers["x-request-id"], "message": answer.json()["message"]}
+        assert "message" in (await served.client.get(path)).json()
+
+
+async def test_errors_on_the_other_paths_stay_openai_s(served: Served) -> None:
+    for path in ("/v1/embeddings", "/v1/rerank", "/rerank", "/v1/score", "/v1/classify", "/v1/multi-vector"):
+        answer = await served.post(path, {"model": "nobody"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "model")
