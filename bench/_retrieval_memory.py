@@ -115,11 +115,17 @@ async def engines(server: Server, one: Clients) -> Gauges:
     for model in (EMBEDDER, RERANKER):
         await one.post("/v1/model/unload", {"model": model, "wait": True})
     for model in (EMBEDDER, RERANKER):
-        there = set(procfs.descendants(pid))
+        there = _leaders(pid)
         await one.post("/v1/model/load", {"model": model, "wait": True})
-        (new,) = set(procfs.descendants(pid)) - there
-        gauges.of[model] = Gauge(new)
+        (engine,) = _leaders(pid) - there
+        gauges.of[model] = Gauge(engine)
     return gauges
+
+
+def _leaders(pid: int) -> set[int]:
+    """The main processes of the launchers and engines below `pid`: each leads a session."""
+    table = procfs.process_table()
+    return {below for below in procfs.descendants(pid, table) if table[below].session == below}
 
 
 async def memory(server: Server, scale: float) -> dict[str, float]:
