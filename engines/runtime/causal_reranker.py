@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, InvalidRequest, OutputKind, Rows, Source, Weights
+from engines.runtime.retrieval import (
+    WHOLE,
+    Encoded,
+    EncodeOptions,
+    InputEncoder,
+    InvalidRequest,
+    OutputKind,
+    Rows,
+    Source,
+    Weights,
+)
 from engines.runtime.tokenizing import Padding, cut_documents, longest_input, require_vocabulary
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
@@ -57,7 +67,9 @@ class CausalReranker:
         self.weights: Weights = ModuleWeights(self._model, args.device)
         self._template: Template = TEMPLATES[args.method](self.tokenizer)
         positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self.encoder = PromptEncoder(self.tokenizer, self._template, longest_input(positions, args.max_model_len))
+        self.encoder: InputEncoder = PromptEncoder(
+            self.tokenizer, self._template, longest_input(positions, args.max_model_len)
+        )
 
     def forward(self, batch: Sequence[Encoded]) -> Rows:
         with torch.inference_mode():

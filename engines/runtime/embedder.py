@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
-from engines.runtime.tokenizing import Prompts, make_encoder, same_options
+from engines.runtime.tokenizing import Prompts, make_encoder, read_as_text, same_options
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Task
@@ -36,7 +36,9 @@ class Embedder:
         self._model.eval()
         self.weights: Weights = ModuleWeights(self._model, args.device)
         limit_length(self._model, args.max_model_len)
-        bare = not Path(model_path, "modules.json").is_file()
+        bare = is_bare(model_path)
+        if bare:
+            read_as_text(self._model, pairs=False)
         self._normalize = bare and _takes_last_token(self._model) if args.normalize is None else args.normalize
         self.prompts: Mapping[str, str] = Prompts(self._model).offered()
         self.tokenizer: Any = self._model.tokenizer
@@ -55,6 +57,11 @@ class Embedder:
                 embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
             rows: Rows = embeddings.float().cpu().numpy()
         return rows
+
+
+def is_bare(model_path: str) -> bool:
+    """Whether sentence-transformers' defaults make the model, in place of modules.json."""
+    return not Path(model_path, "modules.json").is_file()
 
 
 def _takes_last_token(model: SentenceTransformer) -> bool:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 
-from engines.runtime.embedder import forward_alike, limit_length, loading_options, to_device
+from engines.runtime.embedder import forward_alike, is_bare, limit_length, loading_options, to_device
 from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
-from engines.runtime.tokenizing import Prompts, make_encoder
+from engines.runtime.tokenizing import Prompts, make_encoder, read_as_text
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Task
@@ -54,6 +54,8 @@ class Reranker:
 def load_cross_encoder(model_path: str, args: TransformersArgs) -> CrossEncoder:
     model: CrossEncoder = CrossEncoder(model_path, **loading_options(args))
     model.eval()
+    if is_bare(model_path):
+        read_as_text(model, pairs=args.task == "rerank")
     limit_length(model, args.max_model_len)
     config = model.config
     if config is not None and getattr(config, "pad_token_id", 0) is None:

@@ -56,6 +56,17 @@ def make_encoder(model: Any, max_model_len: int | None) -> InputEncoder:
     )
 
 
+def read_as_text(model: Any, *, pairs: bool) -> None:
+    """Of a folder without modules.json: a chat template that is for chats says nothing of how texts are embedded,
+    scored or classified, so that they go to the tokenizer as they are. With `pairs`, one that knows queries and
+    documents stays: it is for scoring."""
+    first = model[0]
+    if not isinstance(first, Transformer) or not {"text", "message"} <= set(first.modality_config):
+        return
+    if not pairs or first.input_formatter.pair_roles_failure({}) is not None:
+        first.modality_config = {"text": first.modality_config["text"]}
+
+
 def longest_input(declared: object, max_model_len: int | None) -> int:
     """In tokens; `declared` is what the model says, which may be nothing, or tokenizers' 1e30."""
     most = declared if isinstance(declared, int) and 0 < declared < UNDECLARED_MAX_TOKENS * 128 else None

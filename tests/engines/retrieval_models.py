@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
 )
 
 from models.discovery.scanner import scan
@@ -42,6 +43,17 @@ WORDS = [
     *("city", "capital", "turns", "stands", "waits", "burns", "moves", "query", "document", "passage", "answer"),
 ]
 TEXTS = [" ".join(WORDS[index:] + WORDS[:index]).capitalize() + "." for index in range(0, len(WORDS), 3)]
+CHAT_TEMPLATE = """\
+{% for message in messages %}{% if message.role in ("system", "user", "assistant") %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+PAIR_TEMPLATE = """\
+<|im_start|>user
+{% for message in messages %}<{{ message.role }}>: {{ message.content }}
+{% endfor %}<|im_end|>
+<|im_start|>assistant
+"""
 QUERY_PROMPT = "Instruct: find the answer\nQuery: "
 
 
@@ -151,7 +163,9 @@ def make_qwen3_embedding(path: Path, *, modules: bool) -> Path:
     bare = path if not modules else path.with_name(f"{path.name}-backbone")
     _save_qwen3(bare, end_of_text=True)
     if modules:
-        parts = [Transformer(str(bare)), Pooling(32, "lasttoken"), Normalize()]
+        backbone = Transformer(str(bare))
+        backbone.modality_config = {"text": backbone.modality_config["text"]}
+        parts = [backbone, Pooling(32, "lasttoken"), Normalize()]
         model = SentenceTransformer(modules=parts, prompts={"query": QUERY_PROMPT, "document": ""})
         model.save_pretrained(str(path), create_model_card=False)
     return path
@@ -160,9 +174,21 @@ def make_qwen3_embedding(path: Path, *, modules: bool) -> Path:
 def make_logit_score_reranker(path: Path) -> Path:
     """A text generator whose modules.json says how it scores, as sentence-transformers saves them since 5.4."""
     bare = _save_qwen3(path.with_name(f"{path.name}-backbone"), end_of_text=False)
-    generator = Transformer(str(bare), transformer_task="text-generation")
+    generator = Transformer(
+        str(bare), transformer_task="text-generation", processor_kwargs={"chat_template": PAIR_TEMPLATE}
+    )
     yes, no = generator.tokenizer.convert_tokens_to_ids(["yes", "no"])
     CrossEncoder(modules=[generator, LogitScore(yes, no)]).save_pretrained(str(path), create_model_card=False)
+    return path
+
+
+def make_qwen3_sequence_classifier(path: Path) -> Path:
+    """A text generator with a head of one label in place of its own, as converted rerankers are published."""
+    bare = _save_qwen3(path.with_name(f"{path.name}-backbone"), end_of_text=False)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(bare)
+    config = Qwen3Config.from_pretrained(bare, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    _save(path, Qwen3ForSequenceClassification(config))
+    tokenizer.save_pretrained(path)
     return path
 
 
@@ -196,7 +222,11 @@ def _save_qwen3(path: Path, *, end_of_text: bool) -> Path:
     config = Qwen3Config(vocab_size=tokenizer.get_vocab_size(), head_dim=8, num_key_value_heads=2, **_generator_sizes())
     _save(path, Qwen3ForCausalLM(config))
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="left"
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,  # which the published embedders and rerankers have from their base
     )
     fast.save_pretrained(path)
     return path

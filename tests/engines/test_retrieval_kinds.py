@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from engines.base import EngineContext
 from engines.runtime.retrieval import (
@@ -214,6 +214,18 @@ def test_a_text_generator_with_a_logit_score_module_equals_the_cross_encoder(fol
     path = made.make_logit_score_reranker(folder / "integrated-reranker")
     model, reference = load(made.judged(path)), CrossEncoder(str(path), device="cpu")
     same(np.ravel(run(model, pairs())), reference.predict([(QUERY, document) for document in DOCUMENTS]))
+
+
+def test_a_text_generator_with_a_head_of_one_label_reads_pairs_as_texts_whatever_its_chat_template(
+    folder: Path,
+) -> None:
+    path = made.make_qwen3_sequence_classifier(folder / "reranker-seq-cls")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    head = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    texts = [QUERY] * len(DOCUMENTS)
+    with torch.no_grad():
+        expected = torch.sigmoid(head(**tokenizer(texts, DOCUMENTS, padding=True, return_tensors="pt")).logits[:, 0])
+    same(np.ravel(run(load(made.judged(path)), pairs())), expected)
 
 
 def test_rerank_order_equals_the_cross_encoder_s_on_two_hundred_queries(folder: Path) -> None:
