@@ -17,6 +17,7 @@ PROMPT = "The quick brown fox jumps over"  # shorter than a block of the KV cach
 MAX_TOKENS = 8
 SEED = 7
 TEXTS = ("The quick brown fox", "jumps over the lazy dog", "0123456789")
+MAX_WEIGHTS = 8  # of one text
 MAX_DISTANCE = 0.01  # of the first answer's length: vectors with a cosine under 0.99995 are further apart
 
 Tokens = tuple[tuple[int, ...], ...]  # ids of the tokens that each name answered with
@@ -42,6 +43,25 @@ async def scores(uds: Path, name: str) -> Numbers:
     """The scores of a few pairs of texts. Raises EngineCallFailed, NotFinite."""
     answer = await _ask(uds, "/v1/score", {"model": name, "text_1": TEXTS[0], "text_2": TEXTS})
     return _finite(name, (item["score"] for item in answer["data"]))
+
+
+async def probabilities(uds: Path, name: str) -> Numbers:
+    """What a classifier makes of a few texts. Raises EngineCallFailed, NotFinite."""
+    answer = await _ask(uds, "/v1/classify", {"model": name, "input": TEXTS})
+    return _finite(name, (value for item in answer["data"] for value in item["probs"]))
+
+
+async def token_vectors(uds: Path, name: str) -> Numbers:
+    """The vectors of all tokens of a few texts. Raises EngineCallFailed, NotFinite."""
+    answer = await _ask(uds, "/v1/multi-vector", {"model": name, "input": TEXTS})
+    return _finite(name, (value for item in answer["data"] for vector in item["embeddings"] for value in vector))
+
+
+async def word_weights(uds: Path, name: str) -> Numbers:
+    """The largest weights that a sparse model gives; how many small ones there are may be rounding. Raises as above."""
+    answer = await call(uds, "POST", "/embed_sparse", body={"model": name, "inputs": TEXTS})
+    weights = [sorted((entry["value"] for entry in entries), reverse=True)[:MAX_WEIGHTS] for entries in answer]
+    return _finite(name, (value for row in weights for value in row))
 
 
 def close(before: Numbers, after: Numbers) -> bool:

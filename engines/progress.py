@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from models.types import Progress, Task
+from models.types import Method, Progress, Task
 from utils import procfs
 
 ASK_TIMEOUT_S = 4.0  # for figures, which are made without a step
@@ -45,10 +45,18 @@ def vllm_questions(model: str) -> Questions:
     return Questions("/metrics", vllm_steps, "/v1/completions", body)
 
 
-def transformers_questions(model: str, task: Task) -> Questions:
-    if task is Task.RERANK:
-        return Questions("/engine/progress", float, "/v1/rerank", {"model": model, "query": "a", "documents": ["a"]})
-    return Questions("/engine/progress", float, "/v1/embeddings", {"model": model, "input": "a"})
+# The least that a retrieval engine can be asked for, by what it is for; embeddings, where nothing else is said.
+_LEAST: Mapping[Task | Method | None, tuple[str, Mapping[str, Any]]] = {
+    Task.RERANK: ("/v1/rerank", {"query": "a", "documents": ["a"]}),
+    Task.CLASSIFY: ("/v1/classify", {"input": "a"}),
+    Method.SPARSE: ("/embed_sparse", {"inputs": "a"}),
+    Method.MULTI_VECTOR: ("/v1/multi-vector", {"input": "a"}),
+}
+
+
+def transformers_questions(model: str, task: Task, method: Method | None = None) -> Questions:
+    path, body = _LEAST.get(method) or _LEAST.get(task) or ("/v1/embeddings", {"input": "a"})
+    return Questions("/engine/progress", float, path, {"model": model, **body})
 
 
 def vllm_steps(metrics: bytes) -> float:

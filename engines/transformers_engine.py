@@ -72,7 +72,8 @@ class TransformersFactory:
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
         uds, log_path = engine_files(self._context, NAME, spec.id)
-        questions = transformers_questions(spec.id, spec.task)
+        method = spec.overrides.engine_args.get("method", spec.method)
+        questions = transformers_questions(spec.id, spec.task, method)
 
         def request() -> EngineRequest:
             try:
@@ -94,7 +95,7 @@ class TransformersFactory:
         device, levels = self._context.device, self.sleep_levels(spec, adapters)
         if not levels:
             return ProcessEngine(self._launcher, request, uds, device, questions)
-        routes = TransformersSleepRoutes(uds, spec.id, spec.task)
+        routes = TransformersSleepRoutes(uds, spec.id, spec.task, method)
         return SleepableEngine(
             self._launcher, request, uds, device, questions, levels=levels, routes=routes, sizes=sizes
         )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from engines.canary import Numbers, close, embedding, scores
+from engines.canary import Numbers, close, embedding, probabilities, scores, token_vectors, word_weights
 from engines.engine_http import call, post_twice
-from models.types import Task
+from models.types import Method, Task
+
+_CANARIES: Mapping[Task | Method | None, Callable[[Path, str], Awaitable[Numbers]]] = {
+    Task.RERANK: scores,
+    Task.CLASSIFY: probabilities,
+    Method.SPARSE: word_weights,
+    Method.MULTI_VECTOR: token_vectors,
+}
 
 
 class TransformersSleepRoutes:
     """See engines.sleeping.SleepRoutes. The only level is 1, weights in host memory."""
 
-    def __init__(self, uds: Path, name: str, task: Task) -> None:
+    def __init__(self, uds: Path, name: str, task: Task, method: Method | None = None) -> None:
         self._uds = uds
         self._name = name
-        self._ask = scores if task is Task.RERANK else embedding
+        self._ask = _CANARIES.get(method) or _CANARIES.get(task) or embedding
 
     async def fall_asleep(self, level: int) -> None:
         await call(self._uds, "POST", "/engine/sleep")

@@ -21,6 +21,7 @@ from engines.transformers_engine import TransformersFactory, create_factory
 from engines.transformers_sleep import TransformersSleepRoutes
 from models.errors import Busy
 from models.types import ModelOverrides, ModelSpec, Task
+from tests.engines import retrieval_models
 from tests.engines.fake_nvml import FakeGpu, FakeNvml
 from tests.engines.transformers_support import (
     GRACE_S,
@@ -125,6 +126,32 @@ async def test_an_engine_with_a_request_does_not_fall_asleep(factory: Transforme
             assert response.status == 409
             assert "requests run" in await response.text()
         assert len((await bulk)["data"]) == 200
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        retrieval_models.make_splade,
+        retrieval_models.make_colbert,
+        retrieval_models.make_classifier,
+        retrieval_models.make_qwen3_reranker,
+    ],
+)
+async def test_each_kind_of_model_is_asked_what_it_can_answer_and_answers_alike_after_sleep(
+    factory: TransformersFactory, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    spec = retrieval_models.judged(make(tmp_path / "Qwen3-Reranker-tiny"))
+    questions = transformers_questions(spec.id, spec.task, spec.method)
+    async with running_engine(factory, spec) as engine, client_of(engine) as client:
+        assert engine.endpoint.uds is not None
+        routes = TransformersSleepRoutes(engine.endpoint.uds, spec.id, spec.task, spec.method)
+        before = await routes.canary()
+        assert len(set(before)) > 2
+        await routes.fall_asleep(1)
+        await routes.wake_up(1)
+        assert routes.same(before, await routes.canary())
+        async with client.session.post(f"http://engine{questions.nudge_path}", json=questions.nudge_body) as response:
+            assert response.status == 200
 
 
 def on_a_gpu(factory: TransformersFactory, spec: ModelSpec, weights_bytes: int) -> SleepableEngine[tuple[float, ...]]:
