@@ -6,17 +6,20 @@ are spread wider than a fresh model's.
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -138,6 +141,34 @@ def make_colbert(path: Path) -> Path:
         prompts={"query": "query ", "document": "document "},
     )
     model.save_pretrained(str(path), create_model_card=False)
+    return path
+
+
+def make_stanford_colbert(path: Path) -> Path:
+    """As ColBERTv2 is published: no modules.json, the projection among the encoder's weights."""
+    save_bert(path, BertModel(bert_config()))
+    weights = load_file(path / "model.safetensors")
+    projection = torch.randn(8, 32, generator=torch.Generator().manual_seed(7))
+    save_file(
+        {**{f"bert.{name}": value for name, value in weights.items()}, "linear.weight": projection},
+        path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))
+    (path / "artifact.metadata").write_text(
+        json.dumps({"doc_maxlen": 64, "query_maxlen": 16, "mask_punctuation": True})
+    )
+    return path
+
+
+def make_static_embedder(path: Path) -> Path:
+    """A vector for each word of a vocabulary, and their mean: no transformer at all."""
+    tokenizer = _byte_tokenizer(["<pad>"])
+    vectors = np.random.default_rng(7).normal(size=(tokenizer.get_vocab_size(), 32)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=vectors)]).save_pretrained(
+        str(path), create_model_card=False
+    )
     return path
 
 

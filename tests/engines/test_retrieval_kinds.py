@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,15 @@ def test_prompts_by_name_and_by_side_equal_encode_query_and_encode_document(fold
         same(run(model, TEXTS, EncodeOptions(side=side)), expected)
         same(run(model, TEXTS, EncodeOptions(prompt=model.prompts[side])), expected)
     same(run(model, TEXTS, EncodeOptions(prompt="", side="query")), reference.encode(TEXTS))
+
+
+def test_a_static_embedder_equals_sentence_transformers(folder: Path) -> None:
+    path = made.make_static_embedder(folder / "static-embed")
+    model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
+    same(run(model, TEXTS), reference.encode(TEXTS))
+    assert [item.tokens for item in model.encoder.encode(TEXTS)] == [
+        len(reference.tokenizer.encode(t).ids) for t in TEXTS
+    ]
 
 
 def test_a_prompt_that_pooling_leaves_out_is_left_out_of_each_input_of_a_mixed_batch(folder: Path) -> None:
@@ -307,12 +316,21 @@ def test_a_batch_too_wide_for_the_vocabulary_runs_in_parts(folder: Path, monkeyp
         same(one, other)
 
 
-def test_colbert_vectors_equal_encode_query_and_encode_document_in_one_batch(folder: Path) -> None:
-    path = made.make_colbert(folder / "colbert-tiny")
+@pytest.mark.parametrize(
+    ("make", "prompts"),
+    [
+        (made.make_colbert, {"query": "query ", "document": "document "}),
+        (made.make_stanford_colbert, {"query": "[unused0] ", "document": "[unused1] "}),
+    ],
+)
+def test_colbert_vectors_equal_encode_query_and_encode_document_in_one_batch(
+    folder: Path, make: Callable[[Path], Path], prompts: dict[str, str]
+) -> None:
+    path = make(folder / make.__name__)
     spec = made.judged(path)
     assert (spec.task, spec.method) == (Task.EMBED, Method.MULTI_VECTOR)
     model, reference = load(spec), MultiVectorEncoder(str(path), device="cpu")
-    assert (model.kind, model.width, model.prompts) == ("multi_vector", 8, {"query": "query ", "document": "document "})
+    assert (model.kind, model.width, model.prompts) == ("multi_vector", 8, prompts)
     queries, documents = [QUERY, "steam"], DOCUMENTS
     batch = model.encoder.encode(queries, EncodeOptions(side="query")) + model.encoder.encode(documents)
     given = list(model.forward(batch))
