@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from engines.runtime.batching import Backlog, BatchLimits, BatchSizes, Job, Slot
+from engines.runtime.batching import Backlog, BatchLimits, Job, Slot
 from engines.runtime.pass_cost import PassCost
 from engines.runtime.retrieval import Encoded, Outputs
 from models.errors import Busy
@@ -48,7 +48,7 @@ class BatchWorker:
         self._changed = threading.Condition()
         self._closing = False
         self._between: deque[tuple[Callable[[], None], Future[None]]] = deque()
-        self._cost = PassCost()
+        self._cost = PassCost(limits.fixed_tokens)
         self._interactive_pass_s = SHORT_PASS_S[1]
         self._interactive_until_s = 0.0  # monotonic; bulk passes are short until then
         self._untrimmed_tokens = 0
@@ -140,10 +140,7 @@ class BatchWorker:
         low_s, high_s = SHORT_PASS_S
         short = time.monotonic() < self._interactive_until_s
         bulk_s = min(max(self._interactive_pass_s, low_s), high_s) if short else BULK_PASS_S
-        most = self._limits.tokens
-        batch = self._backlog.next_batch(
-            BatchSizes(self._cost.tokens_within(bulk_s, most), self._cost.fixed_tokens(most))
-        )
+        batch = self._backlog.next_batch(self._cost.tokens_within(bulk_s, self._limits.tokens))
         for job in {slot.job for slot in batch}:
             if job.stalled and job.waiting_tokens <= LOOKAHEAD_TOKENS // 2:
                 job.stalled = False

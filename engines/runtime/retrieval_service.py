@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from engines.runtime.answers import Pieces, dump, rows_pieces
-from engines.runtime.batching import BatchLimits
+from engines.runtime.batching import FIXED_TOKENS, BatchLimits
 from engines.runtime.pipeline import Pipeline, Result
 from engines.runtime.requests.cohere import cohere_embed_request
 from engines.runtime.requests.embeddings import EmbedRequest, embeddings_request
@@ -60,7 +60,7 @@ class RetrievalService:
     def __init__(self, model: RetrievalModel, name: str, args: TransformersArgs) -> None:
         self._model = model
         self._name = name
-        limits = BatchLimits(tokens=args.resolved_batch_tokens, items=args.batch_items)
+        limits = BatchLimits(args.resolved_batch_tokens, args.batch_items, FIXED_TOKENS[args.device])
         self._pipeline = Pipeline(model, limits, args.max_waiting_tokens)
 
     @property

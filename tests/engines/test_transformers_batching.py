@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from engines.runtime.batching import Backlog, BatchLimits, BatchSizes, Job, Slot
+from engines.runtime.batching import Backlog, BatchLimits, Job, Slot
 from engines.runtime.pass_cost import PassCost
 from engines.runtime.retrieval import Encoded
 
-LIMITS = BatchLimits(tokens=64, items=4)
-FULL = BatchSizes(bulk_tokens=64, waste_tokens=64)
+LIMITS = BatchLimits(tokens=64, items=4, fixed_tokens=64)
+FULL = 64
 
 
 def items(*tokens: int) -> list[Encoded]:
@@ -68,11 +68,11 @@ async def test_the_oldest_request_is_in_the_next_batch_though_others_are_longer(
     assert oldest in {slot.job for slot in waiting.next_batch(FULL)}
 
 
-async def test_padding_that_costs_more_than_a_pass_is_not_computed(waiting: Backlog) -> None:
+async def test_padding_that_costs_more_than_a_pass_is_not_computed() -> None:
+    waiting = Backlog(BatchLimits(tokens=64, items=4, fixed_tokens=5))
     for count in (16, 15, 3, 2):
         add(waiting, count)
-    frugal = BatchSizes(bulk_tokens=64, waste_tokens=5)
-    assert [lengths(waiting.next_batch(frugal)) for _ in range(2)] == [[16, 15], [3, 2]]
+    assert [lengths(waiting.next_batch(FULL)) for _ in range(2)] == [[16, 15], [3, 2]]
 
 
 async def test_a_single_query_runs_before_the_second_batch_of_a_bulk_request(waiting: Backlog) -> None:
@@ -99,8 +99,8 @@ async def test_bulk_requests_take_turns(waiting: Backlog) -> None:
 
 async def test_a_bulk_batch_is_as_small_as_it_is_asked_to_be(waiting: Backlog) -> None:
     add(waiting, *[16] * 8)
-    assert lengths(waiting.next_batch(BatchSizes(bulk_tokens=33, waste_tokens=0))) == [16, 16]
-    assert lengths(waiting.next_batch(BatchSizes(bulk_tokens=1, waste_tokens=0))) == [16]
+    assert lengths(waiting.next_batch(33)) == [16, 16]
+    assert lengths(waiting.next_batch(1)) == [16]
 
 
 async def test_inputs_of_one_request_may_come_in_parts_the_longest_first(waiting: Backlog) -> None:
@@ -127,30 +127,18 @@ async def test_a_discarded_request_leaves_nothing_in_the_backlog(waiting: Backlo
     assert waiting.tokens == 0
 
 
-def test_the_fixed_and_the_growing_part_of_a_pass_are_told_apart() -> None:
-    cost = PassCost()
+def test_how_long_a_pass_takes_is_learned_from_those_before_it() -> None:
+    cost = PassCost(fixed_tokens=20)
+    assert cost.tokens_within(0.024, most=512) == 512
     for tokens in (10, 200, 60, 400, 30, 120):
-        cost.observe(tokens, 0.004 + tokens * 0.0002)
+        cost.observe(tokens, 0.0002 * (tokens + 20))
     assert cost.tokens_within(0.024, most=512) == pytest.approx(100, abs=1)
-    assert cost.fixed_tokens(most=512) == pytest.approx(20, abs=1)
+    assert (cost.tokens_within(0.001, most=512), cost.tokens_within(1.0, most=512)) == (1, 512)
 
 
-def test_of_passes_that_were_never_seen_nothing_is_concluded() -> None:
-    cost = PassCost()
-    assert (cost.tokens_within(0.01, most=512), cost.fixed_tokens(most=512)) == (512, 512)
-
-
-def test_passes_all_of_one_size_tell_how_many_tokens_fit_but_not_what_a_pass_costs_beside_them() -> None:
-    cost = PassCost()
-    for _ in range(20):
-        cost.observe(50, 0.01)
-    assert cost.tokens_within(0.02, most=512) == pytest.approx(100, abs=1)
-    assert cost.fixed_tokens(most=512) == 512
-
-
-def test_one_pass_held_up_by_the_machine_does_not_change_what_is_expected_of_others() -> None:
-    cost = PassCost()
+def test_one_pass_held_up_by_the_machine_hardly_changes_what_is_expected_of_others() -> None:
+    cost = PassCost(fixed_tokens=0)
     for tokens in (10, 200, 60, 400, 30, 120) * 5:
         cost.observe(tokens, tokens * 0.0002)
     cost.observe(100, 60.0)
-    assert 60 < cost.tokens_within(0.02, most=512) <= 100
+    assert 80 < cost.tokens_within(0.02, most=512) <= 100
