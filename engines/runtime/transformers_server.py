@@ -29,7 +29,7 @@ MAX_BODY_BYTES = 256 * 1024 * 1024  # the router's own limit is lower; this one 
 BACKLOG = 1024  # connections that wait to be accepted
 DRAIN_S = 60.0  # for running requests after SIGTERM; the manager drains first and kills after its own grace
 RETRY_AFTER_S = 1
-PROTOCOL = "protocol"  # the key of a request under which its client's stands
+PROTOCOL: web.RequestKey[Protocol] = web.RequestKey("protocol", str)  # type: ignore[arg-type]  # of its client
 SHARED_PATH = "/rerank"  # of Jina's protocol and TEI's, told apart by the body
 
 logger = logging.getLogger(__name__)

@@ -67,8 +67,11 @@ def predict_request(body: Body, model: RetrievalModel) -> PredictRequest:
     value = required(body, "inputs")
     single = isinstance(value, str) or (isinstance(value, list) and bool(value) and isinstance(value[0], str))
     items = [value] if single else listed(value, "inputs", MAX_TEXTS)
+    sources = [_text_or_pair(item, index) for index, item in enumerate(items)]
+    if len({type(source) for source in sources}) > 1:
+        raise InvalidRequest("inputs must be all texts or all pairs of texts in one request.", param="inputs")
     return PredictRequest(
-        inputs=[_text_or_pair(item, index) for index, item in enumerate(items)],
+        inputs=sources,
         single=single,
         options=EncodeOptions(cut.limit, cut.left),
         truncate=cut.cut,

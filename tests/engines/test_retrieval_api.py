@@ -1,0 +1,423 @@
+"""The retrieval routes as the clients of Jina, Cohere, vLLM and TEI use them: answers, refusals, and what comes after.
+
+Numbers are compared with what the same model gives when it is asked directly; that those are right is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import cohere
+import numpy as np
+import pytest
+import pytest_asyncio
+from cohere.core import ApiError
+from numpy.typing import NDArray
+
+from engines.runtime.retrieval import WHOLE, EncodeOptions
+from tests.engines import retrieval_models as made
+from tests.engines.retrieval_apps import ServedModel, serving_model, told
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TEXTS = ["the locomotive stands on the track", "bread and water", "dog"]
+QUERY = "where stands the locomotive"
+LONG = "dog " * 3000  # over the length of every model here
+MAKE = {
+    "dense": made.make_prompted_embedder,
+    "colbert": made.make_colbert,
+    "splade": made.make_splade,
+    "reranker": made.make_cross_encoder,
+    "classifier": made.make_classifier,
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, ServedModel]]:
+    folder: Path = tmp_path_factory.mktemp("models")
+    async with AsyncExitStack() as stack:
+        yield {name: await stack.enter_async_context(serving_model(make(folder / name))) for name, make in MAKE.items()}
+
+
+def direct(one: ServedModel, texts: list[Any], options: EncodeOptions = WHOLE) -> NDArray[np.float32]:
+    return np.asarray(one.model.forward(one.model.encoder.encode(texts, options)))
+
+
+def same(given: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.asarray(given), np.asarray(expected), atol=1e-5)
+
+
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def rows_of(answer: dict[str, Any]) -> list[Any]:
+    assert [item["index"] for item in answer["data"]] == list(range(len(answer["data"])))
+    return [item["embedding"] for item in answer["data"]]
+
+
+# Embeddings
+
+
+@pytest.mark.parametrize(
+    ("names", "side"),
+    [
+        (("query", "search_query", "retrieval.query", "Query"), "query"),
+        (("document", "passage", "search_document", "retrieval.passage"), "document"),
+        (("classification", "clustering", "text-matching", None), None),
+    ],
+)
+async def test_an_input_type_chooses_the_prompt_that_the_model_has_for_it(
+    served: dict[str, ServedModel], names: tuple[str | None, ...], side: Any
+) -> None:
+    one = served["dense"]
+    expected = direct(one, TEXTS, EncodeOptions(side=side))
+    for field in ("input_type", "task"):
+        for name in names:
+            same(rows_of(await one.post("/v1/embeddings", input=TEXTS, **{field: name})), expected)
+    same((await one.post("/v2/embed", texts=TEXTS, input_type=names[0]))["embeddings"]["float"], expected)
+
+
+async def test_the_three_sides_differ_so_that_the_test_before_shows_something(served: dict[str, ServedModel]) -> None:
+    plain, query, document = (
+        direct(served["dense"], TEXTS, EncodeOptions(side=side)) for side in (None, "query", "document")
+    )
+    assert min(np.abs(plain - query).max(), np.abs(plain - document).max(), np.abs(query - document).max()) > 1e-3
+
+
+async def test_jinas_fields_change_the_answer_as_they_say(served: dict[str, ServedModel]) -> None:
+    one = served["dense"]
+    expected = direct(one, TEXTS)
+    objects = [{"text": text} for text in TEXTS]
+    same(rows_of(await one.post("/v1/embeddings", input=objects, normalized=True)), unit(expected))
+    packed = np.packbits(expected > 0, axis=1)
+    assert rows_of(await one.post("/v1/embeddings", input=TEXTS, embedding_type=["ubinary"])) == packed.tolist()
+    signed = (packed.astype(int) - 128).tolist()
+    assert rows_of(await one.post("/v1/embeddings", input=TEXTS, embedding_type="binary")) == signed
+    shorter = rows_of(await one.post("/v1/embeddings", input=TEXTS, dimensions=5, late_chunking=False))
+    same(shorter, unit(expected[:, :5]))
+
+
+async def test_coheres_client_reads_every_embedding_type_and_the_count_of_tokens(
+    served: dict[str, ServedModel],
+) -> None:
+    one = served["dense"]
+    async with cohere.AsyncClientV2(api_key="none", base_url=one.url) as client:
+        answer = await client.embed(
+            model="dense",
+            texts=TEXTS,
+            input_type="search_document",
+            embedding_types=["float", "base64", "binary", "ubinary"],
+            output_dimension=16,
+        )
+    expected = unit(direct(one, TEXTS, EncodeOptions(side="document"))[:, :16])
+    same(answer.embeddings.float_, expected)
+    assert answer.embeddings.base64 is not None
+    same([np.frombuffer(base64.b64decode(row), "<f4") for row in answer.embeddings.base64], expected)
+    assert answer.embeddings.ubinary == np.packbits(expected > 0, axis=1).tolist()
+    assert answer.embeddings.binary == (np.packbits(expected > 0, axis=1).astype(int) - 128).tolist()
+    assert answer.texts == TEXTS
+    tokens = sum(item.tokens for item in one.model.encoder.encode(TEXTS, EncodeOptions(side="document")))
+    assert answer.meta is not None
+    assert answer.meta.billed_units is not None
+    assert answer.meta.billed_units.input_tokens == tokens
+    parts = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
+    same(
+        (await one.post("/v2/embed", inputs=parts, output_dimension=16))["embeddings"]["float"],
+        unit(direct(one, TEXTS)[:, :16]),
+    )
+
+
+async def test_coheres_client_learns_of_a_refusal_by_its_message(served: dict[str, ServedModel]) -> None:
+    async with cohere.AsyncClientV2(api_key="none", base_url=served["dense"].url) as client:
+        with pytest.raises(ApiError) as refused:
+            await client.embed(model="dense", texts=[LONG], input_type="search_query")
+    assert refused.value.status_code == 400
+    assert "texts[0] has" in refused.value.body["message"]
+
+
+async def test_cohere_cuts_the_side_that_is_asked_for_and_to_the_length_that_is_asked_for(
+    served: dict[str, ServedModel],
+) -> None:
+    one = served["dense"]
+    text = "the dog moves bread to the city " * 200
+    for truncate, left in (("END", False), ("START", True)):
+        answer = await one.post("/v2/embed", texts=[text], truncate=truncate, max_tokens=9)
+        same(answer["embeddings"]["float"], direct(one, [text], EncodeOptions(limit=9, left=left)))
+        assert answer["meta"]["tokens"]["input_tokens"] == 9
+    assert "texts[0] has" in await one.refusal("/v2/embed", texts=[text], truncate="NONE", max_tokens=9)
+
+
+async def test_tei_gets_bare_lists_of_length_one_and_its_own_prompts(served: dict[str, ServedModel]) -> None:
+    one = served["dense"]
+    plain = direct(one, TEXTS)
+    same(await one.post("/embed", inputs=TEXTS), unit(plain))
+    same(await one.post("/embed", inputs=TEXTS[0]), unit(plain[:1]))
+    same(await one.post("/embed", inputs=TEXTS, normalize=False), plain)
+    query = unit(direct(one, TEXTS, EncodeOptions(side="query")))
+    same(await one.post("/embed", inputs=TEXTS, prompt_name="query"), query)
+    ids = [item.ids.tolist() for item in one.model.encoder.encode(TEXTS) if item.ids is not None]
+    same(await one.post("/embed", inputs=ids), unit(plain))
+
+
+async def test_tei_is_told_of_a_text_that_is_too_long_by_its_own_status_and_may_have_it_cut(
+    served: dict[str, ServedModel],
+) -> None:
+    one = served["dense"]
+    status, answer = await one.send("/embed", json.dumps({"inputs": ["dog", LONG]}).encode())
+    assert (status, answer["error_type"]) == (413, "Validation")
+    assert "inputs[1] has 3002 tokens" in answer["error"]
+    most = one.model.encoder.max_tokens
+    for direction, left in (("Right", False), ("left", True)):
+        cut = await one.post("/embed", inputs=[LONG], truncate=True, truncation_direction=direction)
+        same(cut, unit(direct(one, [LONG], EncodeOptions(limit=most, left=left))))
+
+
+async def test_a_vector_for_each_token_as_jina_and_as_tei_have_it(served: dict[str, ServedModel]) -> None:
+    one = served["colbert"]
+    for kind, side in (("query", "query"), ("document", "document"), (None, "document")):
+        encoded = one.model.encoder.encode(TEXTS, EncodeOptions(side=side))  # type: ignore[arg-type]
+        expected = one.model.forward(encoded)
+        answer = await one.post("/v1/multi-vector", input=TEXTS, input_type=kind)
+        assert answer["usage"]["total_tokens"] == sum(item.tokens for item in encoded)
+        coded = await one.post("/v1/multi-vector", input=TEXTS, input_type=kind, embedding_type="base64")
+        for item, other, vectors in zip(answer["data"], coded["data"], expected, strict=True):
+            same(item["embeddings"], vectors)
+            same([np.frombuffer(base64.b64decode(row), "<f4") for row in other["embeddings"]], vectors)
+    for given, vectors in zip(
+        await one.post("/embed_all", inputs=TEXTS), one.model.forward(one.model.encoder.encode(TEXTS)), strict=True
+    ):
+        same(given, vectors)
+    shorter = (await one.post("/v1/multi-vector", input=TEXTS[:1], dimensions=4))["data"][0]["embeddings"]
+    same(np.linalg.norm(shorter, axis=1), np.ones(len(shorter)))
+
+
+async def test_sparse_embeddings_as_tei_has_them(served: dict[str, ServedModel]) -> None:
+    one = served["splade"]
+    answer = await one.post("/embed_sparse", inputs=TEXTS)
+    for given, entries in zip(answer, one.model.forward(one.model.encoder.encode(TEXTS)), strict=True):
+        assert [entry["index"] for entry in given] == entries[:, 0].astype(int).tolist()
+        same([entry["value"] for entry in given], entries[:, 1])
+
+
+# Rerankers and classifiers
+
+
+async def test_coheres_client_reads_a_ranking(served: dict[str, ServedModel]) -> None:
+    one = served["reranker"]
+    async with cohere.AsyncClientV2(api_key="none", base_url=one.url) as client:
+        answer = await client.rerank(model="reranker", query=QUERY, documents=TEXTS, top_n=2)
+    scores = direct(one, [(QUERY, text) for text in TEXTS])[:, 0]
+    assert [result.index for result in answer.results] == np.argsort(-scores)[:2].tolist()
+    same([result.relevance_score for result in answer.results], np.sort(scores)[::-1][:2])
+    assert "document" not in (await one.post("/v2/rerank", query=QUERY, documents=TEXTS))["results"][0]
+    async with cohere.AsyncClient(api_key="none", base_url=one.url) as older:
+        shown = await older.rerank(model="reranker", query=QUERY, documents=TEXTS, return_documents=True)
+    assert [result.document.text for result in shown.results if result.document] == [
+        TEXTS[r.index] for r in shown.results
+    ]
+
+
+async def test_documents_are_read_by_rank_fields_and_cut_to_their_own_length(served: dict[str, ServedModel]) -> None:
+    one = served["reranker"]
+    documents: list[Any] = [{"title": text, "body": "stone", "id": 7} for text in TEXTS]
+
+    async def scores(**body: Any) -> list[float]:
+        results = (await one.post("/v1/rerank", query=QUERY, **body))["results"]
+        return [result["relevance_score"] for result in sorted(results, key=lambda result: result["index"])]
+
+    same(await scores(documents=documents, rank_fields=["title"]), await scores(documents=TEXTS))
+    lines = [f"title: {text}\nid: 7" for text in TEXTS]
+    same(await scores(documents=documents, rank_fields=["title", "id"]), await scores(documents=lines))
+    [cut, *_] = await scores(documents=[LONG, *TEXTS], max_tokens_per_doc=4)
+    same([cut], await scores(documents=["dog dog dog dog"]))
+    assert len(await scores(documents=[LONG], max_tokens_per_doc=100_000)) == 1  # who cuts documents wants no refusal
+
+
+async def test_tei_gets_probabilities_or_what_they_were_made_of(served: dict[str, ServedModel]) -> None:
+    one = served["reranker"]
+    given = direct(one, [(QUERY, text) for text in TEXTS])[:, 0]
+    probabilities = given if one.model.probabilities else 1 / (1 + np.exp(-given))
+    answer = await one.post("/rerank", query=QUERY, texts=TEXTS, return_text=True)
+    assert [item["index"] for item in answer] == np.argsort(-given).tolist()
+    same([item["score"] for item in answer], np.sort(probabilities)[::-1])
+    assert [item["text"] for item in answer] == [TEXTS[item["index"]] for item in answer]
+    raw = await one.post("/rerank", query=QUERY, texts=TEXTS, raw_scores=True)
+    same([item["score"] for item in raw], np.sort(np.log(probabilities / (1 - probabilities)))[::-1])
+    assert set(raw[0]) == {"index", "score"}
+
+
+async def test_scores_are_given_for_every_way_to_name_the_pairs(served: dict[str, ServedModel]) -> None:
+    one = served["reranker"]
+    expected = direct(one, [(QUERY, text) for text in TEXTS])[:, 0]
+    for left, right in (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2")):
+        answer = await one.post("/v1/score", **{left: QUERY, right: TEXTS})
+        same([item["score"] for item in answer["data"]], expected)
+
+
+async def test_a_classifier_gives_all_labels_as_vllm_does_and_as_tei_does(served: dict[str, ServedModel]) -> None:
+    one = served["classifier"]
+    rows, labels = direct(one, TEXTS), list(one.model.labels)
+    for path in ("/v1/classify", "/classify"):
+        answer = await one.post(path, model="classifier", input=TEXTS)
+        same([item["probs"] for item in answer["data"]], rows)
+        assert [item["label"] for item in answer["data"]] == [labels[place] for place in rows.argmax(axis=1)]
+        assert {item["num_classes"] for item in answer["data"]} == {3}
+        assert answer["model"] == "classifier"
+    single = await one.post("/predict", inputs=TEXTS[0])
+    assert [item["label"] for item in single] == [labels[place] for place in np.argsort(-rows[0])]
+    several = await one.post("/predict", inputs=[[text] for text in TEXTS])
+    same([item[0]["score"] for item in several], rows.max(axis=1))
+    pair = await one.post("/predict", inputs=["dog", "stone"])
+    same([item["score"] for item in pair], np.sort(direct(one, [("dog", "stone")])[0])[::-1])
+    assert "inputs" in await one.refusal("/predict", inputs=[["dog"], ["dog", "stone"]])
+
+
+# What cannot be followed (cases 22 and 23)
+
+# For each route: the model, a good body, and the field that holds its texts.
+ROUTES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "/v1/embeddings": ("dense", {"input": TEXTS}, "input"),
+    "/v2/embed": ("dense", {"texts": TEXTS}, "texts"),
+    "/embed": ("dense", {"inputs": TEXTS}, "inputs"),
+    "/v1/multi-vector": ("colbert", {"input": TEXTS}, "input"),
+    "/embed_all": ("colbert", {"inputs": TEXTS}, "inputs"),
+    "/embed_sparse": ("splade", {"inputs": TEXTS}, "inputs"),
+    "/v1/rerank": ("reranker", {"query": QUERY, "documents": TEXTS}, "documents"),
+    "/v2/rerank": ("reranker", {"query": QUERY, "documents": TEXTS}, "documents"),
+    "/rerank": ("reranker", {"query": QUERY, "texts": TEXTS}, "texts"),
+    "/v1/score": ("reranker", {"text_1": QUERY, "text_2": TEXTS}, "text_2"),
+    "/v1/classify": ("classifier", {"input": TEXTS}, "input"),
+    "/predict": ("classifier", {"inputs": [[text] for text in TEXTS]}, "inputs"),
+}
+NOT_JSON = (
+    b"",
+    b"{",
+    b"[]",
+    b'"text"',
+    b'{"input": NaN, "texts": NaN, "inputs": NaN}',
+    b'{"input": "\xff"}',
+    b'{"input": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+)
+BAD_TEXTS = (None, 7, True, {}, [], "", [""], ["dog", None], ["dog", 3], [[]], [["dog", 3]], [{"image": "x"}], [[-1]])
+BAD_FIELDS: dict[str, tuple[Any, ...]] = {
+    "model": (5, ["x"]),
+    "truncate": ("SOMETIMES", 1, []),
+    "truncate_prompt_tokens": (0, -2, 10**9, 2**63, "7", 1.5),
+    "truncation_direction": ("up", 3),
+}
+OWN_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "/v1/embeddings": {
+        "dimensions": (0, -1, 33, 2**63, "8", True),
+        "encoding_format": ("hex", 3),
+        "embedding_type": ("int8", [], ["float", "base64"], {}),
+        "input_type": ("nonsense", 3),
+        "task": ("nonsense",),
+        "normalized": ("yes",),
+        "late_chunking": (True, 3),
+        "user": (3,),
+    },
+    "/v2/embed": {
+        "output_dimension": (0, 33, "8"),
+        "embedding_types": ("float", [], ["int8"], ["uint8"], [3]),
+        "input_type": ("nonsense", "image", 3),
+        "images": (["data:image/png;base64,AAAA"],),
+        "max_tokens": (0, -1, "9"),
+    },
+    "/embed": {"prompt_name": ("nonsense", 3), "normalize": ("yes",), "dimensions": (0, 33)},
+    "/v1/multi-vector": {"dimensions": (0, 9), "embedding_type": ("int8",), "input_type": ("nonsense",)},
+    "/v1/rerank": {
+        "query": (None, "", 7, ["q"], {}),
+        "top_n": (0, -1, "1", 1.5),
+        "return_documents": ("yes",),
+        "max_tokens_per_doc": (0, -5, "9"),
+        "rank_fields": ("title", [], [3]),
+    },
+    "/rerank": {"query": (None, "", 7), "return_text": ("yes",), "raw_scores": (1,)},
+    "/v1/score": {"text_1": (None, "", 7, ["a", "b"])},
+    "/v1/classify": {"labels": (["a", "b"],)},
+    "/predict": {"raw_scores": (True,)},
+}
+
+
+async def still_answers(one: ServedModel, path: str) -> None:
+    await one.post(path, **ROUTES[path][1])
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_what_is_no_request_is_refused_and_the_next_one_answered(
+    served: dict[str, ServedModel], path: str
+) -> None:
+    one = served[ROUTES[path][0]]
+    for data in NOT_JSON:
+        status, answer = await one.send(path, data)
+        assert status == 400
+        assert told(answer)
+    await still_answers(one, path)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_bad_texts_are_refused_naming_their_field(served: dict[str, ServedModel], path: str) -> None:
+    model, body, field = ROUTES[path]
+    for value in BAD_TEXTS:
+        message = await served[model].refusal(path, **body | {field: value})
+        assert field in message or (field == "text_2" and "text_1" in message), (value, message)
+    too_many = [["dog"]] * 10_001 if path == "/predict" else ["dog"] * 10_001
+    assert "10001 entries" in await served[model].refusal(path, **body | {field: too_many})
+    await still_answers(served[model], path)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_bad_values_are_refused_naming_their_field(served: dict[str, ServedModel], path: str) -> None:
+    model, body, _ = ROUTES[path]
+    common = {name: values for name, values in BAD_FIELDS.items() if (path, name) not in NOT_THERE}
+    for name, values in (common | OWN_FIELDS.get(path, {})).items():
+        for value in values:
+            message = await served[model].refusal(path, **body | {name: value})
+            assert name in message, (value, message)
+    await still_answers(served[model], path)
+
+
+# Cohere's route has a field of its own for the length, and TEI's answers have no model in them.
+NOT_THERE = {("/v2/embed", "truncate_prompt_tokens"), ("/predict", "model")}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_text_that_is_too_long_is_refused_with_its_count_or_cut_where_asked(
+    served: dict[str, ServedModel], path: str
+) -> None:
+    model, body, field = ROUTES[path]
+    for text in ("dog " * 250_000, LONG):
+        given = body | {field: [["dog"], [text]] if path == "/predict" else ["dog", text]}
+        count = re.search(rf"{re.escape(field)}\[1\] has (\d+) tokens", await served[model].refusal(path, **given))
+        assert count is not None
+        assert 0 <= int(count[1]) - len(text) // 4 < 16  # special tokens, a prompt, a query
+    await served[model].post(path, **given, truncate=True)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_model_of_another_kind_says_what_it_is_and_where_it_is_served(
+    served: dict[str, ServedModel], path: str
+) -> None:
+    model, body, _ = ROUTES[path]
+    for name, one in served.items():
+        if name != model and (name, path) != ("dense", "/v1/score"):
+            message = await one.refusal(path, **body)
+            assert "it is served at /" in message, (name, message)
+
+
+async def test_a_model_that_gives_no_numbers_is_no_success(
+    served: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = served["dense"]
+    monkeypatch.setattr(type(one.model), "_forward", lambda self, batch: np.full((len(batch), 32), np.nan, np.float32))
+    status, answer = await one.send("/v1/embeddings", b'{"input": "dog"}')
+    assert (status, answer["error"]["code"]) == (500, "model_fault")
+    monkeypatch.undo()
+    await still_answers(one, "/v1/embeddings")
