@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from models.scheduling import turns
 from models.scheduling.policy import Limits, Policy
@@ -112,3 +114,32 @@ class Clock:
         then = self._answered.pop(ticket, None)
         if then is not None:
             then()
+
+
+def keep_busy(clock: Clock, model: str, end_s: float, clients: int = 8, start_s: float = 0.0) -> None:
+    """Clients who ask `model` again as soon as they are answered."""
+
+    def ask() -> None:
+        if clock.now < end_s:
+            clock.request(model, then=ask)
+
+    for number in range(clients):
+        clock.at(start_s + number / 10, ask)
+
+
+def send_traffic(clock: Clock, chance: random.Random, end_s: float) -> None:
+    """Clients who ask again as soon as they are answered, or a while later, and others who come and go."""
+
+    def client(model: str, think_s: float) -> None:
+        def ask() -> None:
+            if clock.now < end_s:
+                clock.at(clock.now + think_s * chance.random(), lambda: clock.request(model, then=ask))
+
+        ask()
+
+    for model in clock.models:
+        for _ in range(chance.choice([0, 0, 0, 1, 3, 8])):
+            client(model, chance.choice([0.01, 1.0, 10.0]))
+    pause_s, at_s = chance.choice([0.5, 1.0, 10.0]), 0.0
+    while (at_s := at_s + chance.expovariate(1 / pause_s)) < end_s:
+        clock.at(at_s, partial(clock.request, chance.choice(list(clock.models))))

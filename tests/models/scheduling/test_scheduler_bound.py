@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.scheduling import turns
 from models.scheduling.policy import Limits, Policy
-from tests.models.scheduling.scheduling_clock import TINY_S, Clock
+from tests.models.scheduling.scheduling_clock import TINY_S, Clock, keep_busy, send_traffic
 
 
 def random_models(chance: random.Random) -> dict[str, Limits]:
@@ -25,24 +25,6 @@ def random_models(chance: random.Random) -> dict[str, Limits]:
         )
         for number in range(chance.randint(2, 7))
     }
-
-
-def send_traffic(clock: Clock, chance: random.Random, end_s: float) -> None:
-    """Clients who ask again as soon as they are answered, or a while later, and others who come and go."""
-
-    def client(model: str, think_s: float) -> None:
-        def ask() -> None:
-            if clock.now < end_s:
-                clock.at(clock.now + think_s * chance.random(), lambda: clock.request(model, then=ask))
-
-        ask()
-
-    for model in clock.models:
-        for _ in range(chance.choice([0, 0, 0, 1, 3, 8])):
-            client(model, chance.choice([0.01, 1.0, 10.0]))
-    pause_s, at_s = chance.choice([0.5, 1.0, 10.0]), 0.0
-    while (at_s := at_s + chance.expovariate(1 / pause_s)) < end_s:
-        clock.at(at_s, partial(clock.request, chance.choice(list(clock.models))))
 
 
 def broken_promises(clock: Clock) -> dict[int, tuple[float, float]]:
@@ -81,17 +63,6 @@ def test_nobody_waits_for_longer_than_was_promised(
 def one_fits(load_s: float, *models: str, answer_s: float = 1.0, **policy: float) -> Clock:
     limits = {model: Limits(8, load_s) for model in models}
     return Clock(Policy(**policy), 10, limits, answer_s)  # type: ignore[arg-type]
-
-
-def keep_busy(clock: Clock, model: str, end_s: float, clients: int = 8) -> None:
-    """Clients who ask `model` again as soon as they are answered."""
-
-    def ask() -> None:
-        if clock.now < end_s:
-            clock.request(model, then=ask)
-
-    for number in range(clients):
-        clock.at(number / 10, ask)
 
 
 def test_two_busy_models_swap_for_no_more_than_their_share_of_the_time() -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from models.scheduling import turns
 from models.scheduling.policy import Limits, Policy
 from models.scheduling.scheduler import Scheduler
 from models.scheduling.values import Grant, Load, Reject, Unload
 from models.types import State
+from tests.models.scheduling.scheduling_clock import TINY_S, Clock, keep_busy, send_traffic
 
 CHAT, LARGE_CHAT = Limits(60, 2.0), Limits(90, 2.0)
 SMALL = Limits(10, 1.0, lane="retrieval")
@@ -82,6 +89,64 @@ def test_a_retrieval_model_is_loaded_before_a_chat_model_when_both_could_be() ->
     s.on_request(2, "other", 0.1)
     s.on_request(3, "embed", 0.2)
     assert s.on_loaded("chat", 2, 2.0) == [Grant(1), Load("embed")]
+
+
+def test_requests_for_a_retrieval_model_are_granted_while_a_chat_model_leaves_and_the_next_one_loads() -> None:
+    s = make(a=CHAT, b=CHAT, embed=SMALL)
+    ready(s, "a")
+    ready(s, "embed")
+    assert s.on_request(1, "b", 1) == [Unload("a")]
+    assert s.on_request(2, "embed", 1.1) == [Grant(2)]
+    assert s.on_unloaded("a", 1.5) == [Load("b")]
+    assert s.on_request(3, "embed", 1.6) == [Grant(3)]
+
+
+def test_a_retrieval_model_is_loaded_while_a_fenced_chat_model_gives_its_last_answers() -> None:
+    s = make(a=CHAT, b=CHAT, embed=SMALL)
+    ready(s, "a")
+    s.on_request(1, "a", 0)
+    s.on_request(2, "b", 0)
+    s.on_tick(s.next_deadline_s(0) or 0)
+    assert s.entries["a"].state is State.DRAINING
+    assert s.on_request(3, "embed", 20) == [Load("embed")]
+
+
+def test_retrieval_within_its_share_is_loaded_once_and_then_waits_for_nothing_while_busy_chats_swap() -> None:
+    chats = {"a": CHAT, "b": Limits(80, 2.0), "c": CHAT}
+    clock = Clock(POLICY, 100, chats | {"embed": SMALL, "rerank": SMALL}, answer_s=1.0)
+    for chat in chats:
+        keep_busy(clock, chat, 200.0)
+    for number, model in enumerate(("embed", "rerank")):
+        keep_busy(clock, model, 200.0, start_s=20.0 + 40 * number)
+    clock.run_all()
+    loads = {model: entry.loads for model, entry in clock.scheduler.entries.items()}
+    assert loads["embed"] == loads["rerank"] == 1
+    assert min(loads[chat] for chat in chats) > 1
+    for model in ("embed", "rerank"):
+        waits = [wait_s for ticket, wait_s in clock.waits.items() if clock.models_of[ticket] == model]
+        # for a swap in progress, its own load, and by chance that of the other
+        assert max(waits) <= clock.unload_s + CHAT.load_cost_s + 2 * SMALL.load_cost_s + TINY_S
+        assert set(waits[8:]) == {0.0}  # after those who waited for the load
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32), retrieval_share=st.sampled_from([0.1, 0.2, 0.3]), sleeps=st.booleans())
+def test_retrieval_within_its_share_never_leaves_for_chat(seed: int, retrieval_share: float, sleeps: bool) -> None:
+    chance = random.Random(seed)
+    room = int(100 * retrieval_share)
+    models = {f"r{n}": Limits(room // 3, 1.0, priority=chance.randint(0, 1), lane="retrieval") for n in range(3)}
+    for number in range(chance.randint(2, 5)):
+        size, load_s = chance.randint(20, 100 - 3 * (room // 3)), chance.choice([0.5, 2.0, 20.0])
+        limits = Limits(size, load_s, priority=chance.randint(0, 1))
+        if sleeps:
+            limits = replace(limits, sleep_levels=(1, 2), wake_cost_s=0.5, asleep_bytes=2, weights_bytes=10)
+        models[f"c{number}"] = limits
+    policy = Policy(retrieval_share=retrieval_share, max_wait_s=chance.choice([5.0, 60.0]), sleep_memory_bytes=50)
+    clock = Clock(policy, 100, models, chance.choice([0.1, 1.0, 4.0]))
+    send_traffic(clock, chance, 60.0)
+    clock.run_all()
+    changes = [change for change in clock.scheduler.changes if change.model_id.startswith("r")]
+    assert {change.after for change in changes} <= {State.LOADING, State.READY}
 
 
 def test_of_waiting_models_the_one_with_the_highest_priority_is_next() -> None:
