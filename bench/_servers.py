@@ -126,11 +126,18 @@ def spawn(command: list[str], env: Mapping[str, str], log: Path, port: int) -> S
     return Server(process, f"http://{LOOPBACK}:{port}", log, started_s)
 
 
+ON_TORCH = json.dumps({"transformers": {"args": {"backend": "torch", "dtype": "float32"}}})
+ON_THE_FASTEST = "{}"
+
+
 @contextmanager
 def roundhouse(models_dir: Path, scratch: Path, **settings: object) -> Iterator[Server]:
-    """`roundhouse serve` on `models_dir`; `settings` become ROUNDHOUSE_*; state and log are under `scratch`."""
+    """`roundhouse serve` on `models_dir`; `settings` become ROUNDHOUSE_*; state and log are under `scratch`.
+
+    Its state is fresh, so each retrieval model would first be measured on every backend: only where `engines` says so.
+    """
     port = free_port()
-    values = {"models_dir": models_dir, "state_dir": scratch / "state", "port": port} | settings
+    values = {"models_dir": models_dir, "state_dir": scratch / "state", "port": port, "engines": ON_TORCH} | settings
     env = {name: value for name, value in os.environ.items() if not name.startswith("ROUNDHOUSE_")}
     env |= {f"ROUNDHOUSE_{name.upper()}": str(value) for name, value in values.items()} | {MARK: str(scratch)}
     server = spawn([sys.executable, "-m", "app.cli", "serve"], env, scratch / f"roundhouse-{port}.log", port)

@@ -43,7 +43,7 @@ from bench._embedding import InProcess, at_once, embed, in_process, one_by_one, 
 from bench._infinity import infinity
 from bench._load import Clients, asks, clients, closed_loop, together
 from bench._retrieval_memory import memory
-from bench._servers import Server, demo_models, roundhouse, scratch_folder
+from bench._servers import ON_THE_FASTEST, Server, demo_models, roundhouse, scratch_folder
 from bench._timeline import tokens_between
 from demo.facts import EMBEDDER, QWEN3_CHAT, RERANKER
 
@@ -274,7 +274,7 @@ async def chat(ours: Server, options: Options) -> dict[str, float]:
 def against_infinity(runner: asyncio.Runner, scratch: Path, parts: Sequence[str], options: Options) -> dict[str, float]:
     folder = models_folder(scratch, EMBEDDER)
     figures: dict[str, float] = {}
-    with roundhouse(folder, scratch) as ours, infinity(folder / EMBEDDER, EMBEDDER, scratch) as theirs:
+    with roundhouse(folder, scratch, engines=ON_THE_FASTEST) as ours, infinity(folder / EMBEDDER, EMBEDDER, scratch) as theirs:
         ours.wait_warm()
         if "throughput" in parts:
             with in_process(folder / EMBEDDER) as alone:
@@ -287,7 +287,7 @@ def against_infinity(runner: asyncio.Runner, scratch: Path, parts: Sequence[str]
 def by_ourselves(runner: asyncio.Runner, scratch: Path, parts: Sequence[str], options: Options) -> dict[str, float]:
     folder = models_folder(scratch, EMBEDDER, RERANKER, QWEN3_CHAT)
     figures: dict[str, float] = {}
-    with roundhouse(folder, scratch, kv_cache_bytes=KV_CACHE_BYTES) as ours:
+    with roundhouse(folder, scratch, kv_cache_bytes=KV_CACHE_BYTES, engines=ON_THE_FASTEST) as ours:
         ours.wait_warm()
         if "chat" in parts:
             figures |= runner.run(chat(ours, options))

@@ -11,6 +11,7 @@ from engines.base import Engine, EngineContext, EngineStartError, Verdict
 from engines.launcher import Launcher
 from engines.process import ProcessEngine, engine_files
 from engines.progress import transformers_questions
+from engines.runtime.backends import kept
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.transformers_args import TransformersArgs
 from engines.sleeping import DeviceSizes, SleepableEngine
@@ -33,6 +34,7 @@ class TransformersFactory:
 
     def __init__(self, context: EngineContext) -> None:
         self._context = context
+        self._backends = context.cache_dir / "backends"
         # Remote code, where a user allows it, is copied to this cache before it is imported.
         env = {"HF_HOME": str(context.cache_dir / "huggingface"), "HF_HUB_OFFLINE": "1"}
         self._launcher = Launcher(NAME, RUNTIME_MODULE, context, env=env)
@@ -65,10 +67,19 @@ class TransformersFactory:
 
     def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
         args = self._args(spec)
-        loaded = f"loaded as {args.resolved_dtype} on {args.device}"
         if not self.sleep_levels(spec, adapters):
-            return (loaded,)
-        return (loaded, "sleep: level 1 (weights in host memory)")
+            return (self._loaded_reason(spec, args),)
+        return (self._loaded_reason(spec, args), "sleep: level 1 (weights in host memory)")
+
+    def _loaded_reason(self, spec: ModelSpec, args: TransformersArgs) -> str:
+        """What computes the model; on the CPU what was measured, once it has been."""
+        loaded = f"loaded as {args.resolved_dtype} on {args.device}"
+        if args.device != "cpu" or args.backend == "torch":
+            return loaded
+        choice = kept.read(kept.folder_of(self._backends, str(spec.path)))
+        if choice is None or choice.fingerprint != spec.fingerprint:
+            return f"{loaded}, unless its first load finds a faster way (engine_args: backend, dtype)"
+        return f"runs on {choice}"
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
         uds, log_path = engine_files(self._context, NAME, spec.id)
@@ -123,6 +134,7 @@ class TransformersFactory:
             "trust_remote_code": overrides.trust_remote_code,
             "allow_pickle": overrides.allow_pickle,
         }
+        chosen |= {"cache_dir": str(self._backends), "fingerprint": spec.fingerprint, "body_path": ""}
         if overrides.max_model_len is not None:
             chosen["max_model_len"] = overrides.max_model_len
         return TransformersArgs.model_validate(chosen)

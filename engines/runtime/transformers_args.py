@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from models.types import Method
 
@@ -18,14 +18,22 @@ class TransformersArgs(BaseModel):
     method: Method | None = None
     """How the model does its task; None: as its own modules say, or by sentence-transformers' default."""
     device: Literal["cpu", "cuda"] = "cpu"
+    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    """What computes the model on the CPU. `auto`: the fastest of those that can, measured at its first load here."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """None: float32 on the CPU (the exact choice, and most CPUs' fastest), the model's own on CUDA."""
+    """`auto` or None: on CUDA the model's own; on the CPU float32, or bfloat16 where that is faster and as good."""
+    cache_dir: str = ""
+    """Where the choice and exported models are kept; given by the app. Without it torch computes."""
+    fingerprint: str = ""
+    """Of the model's folder, as the app knows it: another one means another choice."""
+    body_path: str = ""
+    """The exported model that `backend` runs; part of the choice."""
     trust_remote_code: bool = False
     allow_pickle: bool = False
     max_model_len: int | None = Field(default=None, ge=1)
     """Lowers the longest input, in tokens; it cannot raise what the model declares."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of a forward pass on the CPU; None: as many as the cores that this process may use."""
+    """Threads of a forward pass on the CPU, whatever computes it; None: as many as the cores that it may use."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens of one forward pass, padding included; an input that is longer runs alone. None: by device."""
     batch_items: int = Field(default=256, ge=1)
@@ -43,9 +51,20 @@ class TransformersArgs(BaseModel):
             raise ValueError(f"{method} is how some models {TASKS[method]}, but this one is to {task}")
         return method
 
+    @model_validator(mode="after")
+    def _backend_suits(self) -> Self:
+        if self.backend in ("onnx", "openvino") and self.device != "cpu":
+            raise ValueError(f"backend {self.backend} is for the CPU; on {self.device} torch computes")
+        if self.backend == "onnx" and self.dtype not in (None, "auto", "float32"):
+            raise ValueError(f"backend onnx computes in float32, not in {self.dtype}")
+        return self
+
     @property
     def resolved_dtype(self) -> str:
-        return self.dtype or ("auto" if self.device == "cuda" else "float32")
+        """What torch loads: in float32 also what another library then computes, in whatever precision."""
+        if self.device == "cuda":
+            return self.dtype or "auto"
+        return "float32" if self.dtype in (None, "auto") or self.backend in ("onnx", "openvino") else str(self.dtype)
 
     @property
     def resolved_batch_tokens(self) -> int:

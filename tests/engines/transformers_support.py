@@ -28,14 +28,16 @@ def spec_of(path: Path, task: Task = Task.EMBED, model_id: str = "", **fields: A
 
 @asynccontextmanager
 async def transformers_factory(**engine_args: Any) -> AsyncIterator[TransformersFactory]:
-    """A started factory in a private folder; afterwards nothing of it may be left."""
+    """A started factory in a private folder; afterwards nothing of it may be left. Models run on torch, unmeasured."""
     before = set(procfs.descendants(os.getpid()))
     # pytest's own temporary folders have paths too long for a unix socket.
     with TemporaryDirectory(prefix="rh-", dir="/tmp") as folder:
         dirs = {name: Path(folder, name) for name in ("run", "log", "cache")}
         for path in dirs.values():
             path.mkdir(mode=0o700)
-        context = EngineContext(dirs["run"], dirs["log"], dirs["cache"], "cpu", engine_args)
+        context = EngineContext(
+            dirs["run"], dirs["log"], dirs["cache"], "cpu", {"backend": "torch", "dtype": "float32"} | engine_args
+        )
         factory = create_factory(context)
         await factory.start()
         try:

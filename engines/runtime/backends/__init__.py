@@ -1,0 +1,6 @@
+"""What computes a model's transformer on a CPU: torch, ONNX Runtime or OpenVINO, in which precision.
+
+`choosing` decides at the first load of a model on this machine, by measuring; `kept` remembers it; `bodies` puts the
+chosen library in the place of the transformer inside the model's first module, so that pooling, normalization and heads
+stay sentence-transformers' own. Nothing here imports a library before it is needed.
+"""
