@@ -129,7 +129,7 @@ def test_retrieval_within_its_share_is_loaded_once_and_then_waits_for_nothing_wh
         assert set(waits[8:]) == {0.0}  # after those who waited for the load
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32), retrieval_share=st.sampled_from([0.1, 0.2, 0.3]), sleeps=st.booleans())
 def test_retrieval_within_its_share_never_leaves_for_chat(seed: int, retrieval_share: float, sleeps: bool) -> None:
     chance = random.Random(seed)
