@@ -24,7 +24,7 @@ IDLE_WAIT_S = 60.0  # how often an idle worker looks around; it is woken at once
 BUSY_RETRY_S = 1.0  # what a client is told to wait when the backlog is full
 MAX_FAILURES = 3  # batches that failed in a row before the engine calls itself unhealthy
 BULK_PASS_S = 0.1  # of bulk work with nobody else there
-RECENT_S = 2.0  # after an interactive request, bulk passes stay short for so long
+RECENT_S = 2.0  # after an interactive request came upon bulk work, bulk passes stay short for so long
 SHORT_PASS_S = (0.004, 0.02)  # bounds of a short bulk pass
 SMOOTHING = 0.2  # weight of the last interactive pass in their mean duration
 LOOKAHEAD_TOKENS = 4_000_000  # of one request, tokenized and waiting: 16 MB
@@ -83,7 +83,7 @@ class BatchWorker:
             self._expected_tokens -= job.expected_tokens
             self._backlog.add(job, items)
             self._expected_tokens += job.expected_tokens
-            if job.interactive:
+            if job.interactive and self._backlog.has_bulk:
                 self._interactive_until_s = time.monotonic() + RECENT_S
             job.stalled = job.waiting_tokens > LOOKAHEAD_TOKENS
             if job.stalled:

@@ -148,6 +148,10 @@ class Backlog:
     def __bool__(self) -> bool:
         return bool(self._interactive or self._bulk)
 
+    @property
+    def has_bulk(self) -> bool:
+        return bool(self._bulk)
+
     def add(self, job: Job, items: Sequence[Encoded]) -> None:
         """More inputs of `job`, in their order. Those that do not come all at once are bulk."""
         before, waits = job.waiting_tokens, bool(job.pending)
