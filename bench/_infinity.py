@@ -44,10 +44,10 @@ def _torch_source() -> list[str]:
 
 @contextmanager
 def infinity(model: Path, name: str, scratch: Path) -> Iterator[Server]:
-    """Its server for `model` as `name`, with its own settings, warmed up by itself; it caches no answers."""
+    """Its server for `model` as `name`, with its own settings; it keeps no answers. Its first answers are slow."""
     port = free_port()
     command = [str(environment() / "infinity_emb"), "v2", "--model-id", str(model), "--served-model-name", name]
-    command += ["--no-vector-disk-cache", "--url-prefix", "/v1", "--log-level", "warning"]
+    command += ["--no-vector-disk-cache", "--no-model-warmup", "--url-prefix", "/v1", "--log-level", "warning"]
     command += ["--host", LOOPBACK, "--port", str(port)]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "HF_HOME": str(scratch / "huggingface")}
     server = spawn(command, env, scratch / f"infinity-{port}.log", port)
@@ -55,5 +55,5 @@ def infinity(model: Path, name: str, scratch: Path) -> Iterator[Server]:
         server.wait_until("/health", START_TIMEOUT_S)
         yield server
     finally:
-        server.process.kill()  # it heeds a TERM only once it is warm, and has nothing to put in order
+        server.process.kill()  # it heeds a TERM only between two passes, and has nothing to put in order
         server.process.wait(STOP_TIMEOUT_S)

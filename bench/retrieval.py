@@ -5,8 +5,8 @@ All with all-MiniLM-L6-v2 and texts of 5 to 60 words, asked for as OpenAI's clie
   with its own settings, in its own environment (build/infinity-venv, made on first use), and sentence-transformers'
   `encode` in a child process with our precision and its best batch size. Everything in rounds, in turn: only one works
   at a time. The vectors are compared with those of `encode` in float32.
-- latency: a short query alone, and again and again while 10,000 texts are embedded (as many as the API takes in each
-  request, all sent at once); the same with Infinity.
+- latency: a short query alone, and again and again while a request of 10,000 texts runs; the same with Infinity, where
+  no request may have as many (five of 2,000, sent at once).
 - chat: embeddings alone, chat answers at full load alone, then both at once, in rounds.
 - memory: of the engine's process before and after what is too long, too much or empty (see bench._retrieval_memory).
 
@@ -55,7 +55,8 @@ if TYPE_CHECKING:
 KV_CACHE_BYTES = 128 * 2**20
 COUNT = 1024
 QUICK = 16  # times fewer texts
-BULK, MOST_A_REQUEST = 10_000, 2_000
+BULK = 10_000
+MOST_OF_THEIRS = 2_000  # in a request; Infinity takes 2,048
 QUERIES = 64  # one after the other, alone
 QUERY_WORDS = (4, 12)
 SETTLED_S = 1.0  # from sending the bulk on, until when queries do not count
@@ -170,6 +171,8 @@ async def throughput(ours: Server, theirs: Server, alone: InProcess, options: Op
 
 # -- latency -----------------------------------------------------------------------------------------------------------
 
+Bulk: TypeAlias = Callable[[Clients, Sequence[str]], "list[asyncio.Future[bytes]]"]
+
 
 async def query_times_s(one: Clients, go_on: Callable[[int], bool]) -> list[float]:
     """Seconds of short queries, one after the other, as long as `go_on` says of the number of those answered."""
@@ -182,13 +185,22 @@ async def query_times_s(one: Clients, go_on: Callable[[int], bool]) -> list[floa
     return took
 
 
-async def beside_bulk(one: Clients, given: Sequence[str]) -> tuple[list[float], float]:
+def in_one(one: Clients, given: Sequence[str]) -> list[asyncio.Future[bytes]]:
+    """All of `given` in one request, by the route that takes as many."""
+    body = {"model": EMBEDDER, "texts": given, "input_type": "search_document", "embedding_types": ["base64"]}
+    return [asyncio.ensure_future(one.post_raw("/v2/embed", body))]
+
+
+def in_several(one: Clients, given: Sequence[str]) -> list[asyncio.Future[bytes]]:
+    """All of `given` at once, in as few requests as Infinity takes."""
+    starts = range(0, len(given), MOST_OF_THEIRS)
+    return [asyncio.ensure_future(embed(one, EMBEDDER, given[start : start + MOST_OF_THEIRS])) for start in starts]
+
+
+async def beside_bulk(one: Clients, send: Bulk, given: Sequence[str]) -> tuple[list[float], float]:
     """Seconds of queries while `given` is embedded, and the texts/s of that."""
     began = time.monotonic()
-    requests = [
-        asyncio.ensure_future(embed(one, EMBEDDER, given[start : start + MOST_A_REQUEST]))
-        for start in range(0, len(given), MOST_A_REQUEST)
-    ]
+    requests = send(one, given)
     await asyncio.wait(requests, timeout=SETTLED_S)
     took = await query_times_s(one, lambda _: not all(request.done() for request in requests))
     await together(requests)
@@ -200,9 +212,9 @@ async def latency(ours: Server, theirs: Server, options: Options) -> dict[str, f
     rows: list[tuple[object, ...]] = []
     ratios: list[float] = []
     async with sides(ours, theirs) as both:
-        for name, one in zip(("ours", "Infinity"), both, strict=True):
+        for name, one, send in zip(("ours", "Infinity"), both, (in_one, in_several), strict=True):
             before = await query_times_s(one, lambda count: count < QUERIES)
-            during, rate = await beside_bulk(one, given)
+            during, rate = await beside_bulk(one, send, given)
             after = await query_times_s(one, lambda count: count < QUERIES)
             if not during:
                 raise RuntimeError(f"{len(given)} texts were embedded before a query could be asked")
@@ -274,8 +286,13 @@ async def chat(ours: Server, options: Options) -> dict[str, float]:
 def against_infinity(runner: asyncio.Runner, scratch: Path, parts: Sequence[str], options: Options) -> dict[str, float]:
     folder = models_folder(scratch, EMBEDDER)
     figures: dict[str, float] = {}
-    with roundhouse(folder, scratch, engines=ON_THE_FASTEST) as ours, infinity(folder / EMBEDDER, EMBEDDER, scratch) as theirs:
+    with (
+        roundhouse(folder, scratch, engines=ON_THE_FASTEST) as ours,
+        infinity(folder / EMBEDDER, EMBEDDER, scratch) as theirs,
+    ):
         ours.wait_warm()
+        ours.post("/v1/model/load", {"model": EMBEDDER, "wait": True})
+        print("\n".join(ours.get(f"/v1/models/{EMBEDDER}")["reasons"]))
         if "throughput" in parts:
             with in_process(folder / EMBEDDER) as alone:
                 figures |= runner.run(throughput(ours, theirs, alone, options))
