@@ -63,3 +63,26 @@ def test_score_equals_rerank(server: Server) -> None:
     body = {"model": facts.RERANKER, "query": sample.query, "documents": list(sample.documents)}
     ranked = {result["index"]: result["relevance_score"] for result in server.post("/v1/rerank", body)["results"]}
     assert {item["index"]: item["score"] for item in scores} == pytest.approx(ranked, abs=1e-5)
+
+
+def test_cohere_s_and_tei_s_clients_get_the_same_vectors_in_their_own_shapes(server: Server) -> None:
+    expected = [
+        item["embedding"] for item in server.post("/v1/embeddings", {"model": facts.EMBEDDER, "input": TEXTS})["data"]
+    ]
+    of_cohere = server.post("/v2/embed", {"model": facts.EMBEDDER, "texts": TEXTS, "input_type": "search_document"})
+    assert np.abs(np.array(of_cohere["embeddings"]["float"]) - expected).max() < 1e-5
+    assert np.abs(np.array(server.post("/embed", {"inputs": TEXTS})) - expected).max() < 1e-5  # the only embedder
+
+
+def test_tei_s_clients_get_a_ranking_without_naming_a_model(server: Server) -> None:
+    sample = facts.RERANK_SAMPLES[0]
+    answer = server.post("/rerank", {"query": sample.query, "texts": list(sample.documents)})
+    assert answer[0]["index"] == sample.best
+    assert all(0 <= item["score"] <= 1 for item in answer)
+
+
+def test_an_answer_of_many_pieces_arrives_whole(server: Server) -> None:
+    answer = server.post("/v1/embeddings", {"model": facts.EMBEDDER, "input": [[101, 7592, 102]] * 2048})
+    rows = np.array([item["embedding"] for item in answer["data"]])
+    assert rows.shape == (2048, 384)
+    assert np.abs(rows - rows[0]).max() < 1e-5
