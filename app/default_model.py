@@ -17,7 +17,7 @@ def default_model(manager: ModelManager, route: Route, preferred: Sequence[str])
 
     Raises InvalidRequest that lists them where that leaves none.
     """
-    specs = [spec for spec in manager.catalog.specs() if spec.task in route.tasks]
+    specs = [spec for spec in manager.catalog.specs() if route.serves(spec)]
     served = {spec.id: spec for spec in specs if manager.servable.refusal(spec) is None}
     if len(served) == 1:
         return next(iter(served.values()))
@@ -25,11 +25,10 @@ def default_model(manager: ModelManager, route: Route, preferred: Sequence[str])
         with suppress(UnknownModel, AmbiguousModel):
             if (spec := manager.catalog.resolve(name)).id in served:
                 return spec
-    kinds = " or ".join(sorted(route.tasks))
     if not served:
-        raise InvalidRequest(f"There is no model for {kinds} in the models folder.", param="model")
+        raise InvalidRequest(f"No model in the models folder can be served at {route.path}.", param="model")
     raise InvalidRequest(
-        f"`model` is missing, and there are several models for {kinds}: {', '.join(served)}. Name one, or set "
+        f"`model` is missing, and several models are served at {route.path}: {', '.join(served)}. Name one, or set "
         "default_models.",
         param="model",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import WrongTask
-from models.types import ModelSpec, Task
+from models.types import Method, ModelSpec, Task
 from utils.openai_compat import Protocol
 
 GENERATE = frozenset({Task.CHAT, Task.COMPLETION, Task.ADAPTER})
@@ -16,6 +16,9 @@ EMBED = frozenset({Task.EMBED})
 RERANK = frozenset({Task.RERANK})
 SCORE = frozenset({Task.RERANK, Task.EMBED})
 CLASSIFY = frozenset({Task.CLASSIFY})
+ONE_VECTOR: frozenset[Method | None] = frozenset({None})
+MANY_VECTORS: frozenset[Method | None] = frozenset({Method.MULTI_VECTOR})
+SPARSE: frozenset[Method | None] = frozenset({Method.SPARSE})
 ALL = frozenset({Task.CHAT, Task.COMPLETION, Task.ADAPTER, Task.EMBED, Task.RERANK, Task.CLASSIFY})
 
 
@@ -27,11 +30,17 @@ class Route:
     tasks: frozenset[Task]
     protocol: Protocol = "openai"
     streams: bool = False  # whether `stream: true` makes it answer in server-sent events
+    methods: frozenset[Method | None] | None = None  # of the embedding models that it serves; None: all
     tei_field: str | None = None  # a body that has it is one of TEI, on a path that others have, too
 
     def protocol_of(self, document: Mapping[str, Any]) -> Protocol:
         """That of the client who sent this body; the engine tells them apart by the same field."""
         return "tei" if self.tei_field is not None and self.tei_field in document else self.protocol
+
+    def serves(self, spec: ModelSpec) -> bool:
+        if spec.task is Task.EMBED and self.methods is not None:
+            return spec.task in self.tasks and spec.overrides.engine_args.get("method", spec.method) in self.methods
+        return spec.task in self.tasks
 
 
 ROUTES: Mapping[str, Route] = {
@@ -42,17 +51,17 @@ ROUTES: Mapping[str, Route] = {
         Route("/v1/responses", CHAT, "responses", streams=True),
         Route("/v1/messages", CHAT, "anthropic", streams=True),
         Route("/v1/messages/count_tokens", CHAT, "anthropic"),
-        Route("/v1/embeddings", EMBED),
-        Route("/v1/multi-vector", EMBED),
-        Route("/v2/embed", EMBED, "cohere"),
-        Route("/embed", EMBED, "tei"),
-        Route("/embed_all", EMBED, "tei"),
-        Route("/embed_sparse", EMBED, "tei"),
+        Route("/v1/embeddings", EMBED, methods=ONE_VECTOR),
+        Route("/v1/multi-vector", EMBED, methods=MANY_VECTORS),
+        Route("/v2/embed", EMBED, "cohere", methods=ONE_VECTOR),
+        Route("/embed", EMBED, "tei", methods=ONE_VECTOR),
+        Route("/embed_all", EMBED, "tei", methods=MANY_VECTORS),
+        Route("/embed_sparse", EMBED, "tei", methods=SPARSE),
         Route("/v1/rerank", RERANK),
         Route("/v2/rerank", RERANK, "cohere"),
         Route("/rerank", RERANK, tei_field="texts"),
-        Route("/v1/score", SCORE),
-        Route("/score", SCORE),
+        Route("/v1/score", SCORE, methods=ONE_VECTOR),
+        Route("/score", SCORE, methods=ONE_VECTOR),
         Route("/v1/classify", CLASSIFY),
         Route("/classify", CLASSIFY),
         Route("/predict", CLASSIFY, "tei"),
@@ -62,17 +71,18 @@ ROUTES: Mapping[str, Route] = {
 }
 
 
-def routes_of(task: Task) -> list[str]:
-    return [path for path, route in ROUTES.items() if task in route.tasks]
+def routes_of(spec: ModelSpec) -> list[str]:
+    return [path for path, route in ROUTES.items() if route.serves(spec)]
 
 
 def check_task(spec: ModelSpec, route: Route) -> None:
     """Raises WrongTask, naming the routes that `spec` does serve."""
-    if spec.task in route.tasks:
+    if route.serves(spec):
         return
-    served = ", ".join(routes_of(spec.task))
+    served = ", ".join(routes_of(spec))
     kinds = " or ".join(sorted(str(task) for task in route.tasks if task is not Task.ADAPTER))
+    needed = f"{kinds} of another kind" if spec.task in route.tasks else kinds
     raise WrongTask(
-        f"{route.path} needs a model for {kinds}; '{spec.id}' is a model for {spec.task}, served at {served}.",
+        f"{route.path} needs a model for {needed}; '{spec.id}' is a model for {spec.task}, served at {served}.",
         param="model",
     )

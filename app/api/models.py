@@ -48,7 +48,7 @@ async def get_model(model_id: str, state: State) -> Any:
             "dtype": spec.dtype,
             "quantization": spec.quantization,
             "chat_template": spec.chat_template,
-            "routes": [] if refusal else routes_of(spec.task),
+            "routes": [] if refusal else routes_of(spec),
         }
     )
 

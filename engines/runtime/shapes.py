@@ -23,8 +23,7 @@ def usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def cohere_meta(tokens: int) -> dict[str, Any]:
-    units = {"input_tokens": tokens, "search_units": 1}
+def cohere_meta(tokens: int, units: Mapping[str, int]) -> dict[str, Any]:
     return {"api_version": {"version": "2"}, "billed_units": units, "tokens": {"input_tokens": tokens}}
 
 
@@ -57,7 +56,7 @@ def cohere_embeddings(rows: Rows, forms: Sequence[Form], texts: list[str] | None
     for form in forms:
         yield from list_pieces(written(rows, form), opening + b'"%b":[' % form.encode(), b"]")
         opening = b","
-    yield b"}," + dump(texts=texts, meta=cohere_meta(tokens))[1:]
+    yield b"}," + dump(texts=texts, meta=cohere_meta(tokens, {"input_tokens": tokens}))[1:]
 
 
 def written(rows: Rows, form: Form) -> Iterator[bytes]:
@@ -87,7 +86,7 @@ def _sparse(entries: NDArray[np.float32]) -> bytes:
 def ranking(request: RerankRequest, scores: Rows, tokens: int, model: str) -> Pieces:
     """Jina's and Cohere's, whose fields do not contradict each other."""
     head = {"id": f"rerank-{uuid.uuid4().hex}", "object": "list", "model": model}
-    tail = {"usage": usage(tokens), "meta": cohere_meta(tokens)}
+    tail = {"usage": usage(tokens), "meta": cohere_meta(tokens, {"search_units": 1})}
     entries = _ranked(request, scores, "relevance_score", "document")
     return object_pieces(head, "results", entries, tail)
 

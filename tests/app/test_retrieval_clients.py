@@ -6,23 +6,39 @@ from typing import Any
 
 import pytest
 
-from models.types import Task
+from models.types import Method, ModelOverrides, Task
 from tests.app.serving import MODELS, Served, serving, spec
 
 TEI = {
-    "/embed": {"inputs": "x"},
-    "/embed_all": {"inputs": "x"},
-    "/embed_sparse": {"inputs": "x"},
-    "/rerank": {"query": "q", "texts": ["t"]},
+    "/embed": ("minilm", {"inputs": "x"}),
+    "/embed_all": ("colbert", {"inputs": "x"}),
+    "/embed_sparse": ("splade", {"inputs": "x"}),
+    "/rerank": ("cross", {"query": "q", "texts": ["t"]}),
+    "/predict": ("moods", {"inputs": "x"}),
 }
+EVERY_KIND = (
+    *MODELS,
+    spec("colbert", Task.EMBED, method=Method.MULTI_VECTOR),
+    spec("splade", Task.EMBED, overrides=ModelOverrides(engine_args={"method": "sparse"})),
+    spec("moods", Task.CLASSIFY),
+)
 
 
-@pytest.mark.parametrize("path", TEI)
-async def test_a_request_of_tei_goes_to_the_only_model_there_is_as_it_came(served: Served, path: str) -> None:
-    answer = await served.post(path, TEI[path])
-    assert (answer.status_code, answer.json()) == (200, TEI[path])  # a fake engine answers with what it got
-    assert served.engines.loads == ["cross" if path == "/rerank" else "minilm"]
-    assert "model" not in answer.json()
+async def test_a_request_of_tei_goes_to_the_only_model_of_its_kind_as_it_came() -> None:
+    async with serving(EVERY_KIND) as served:
+        for path, (model, body) in TEI.items():
+            answer = await served.post(path, body)
+            assert (answer.status_code, answer.json()) == (200, body)  # a fake engine answers with what it got
+            assert served.engines.loads[-1] == model
+
+
+async def test_an_embedding_model_of_another_kind_is_refused_with_its_own_routes() -> None:
+    async with serving(EVERY_KIND) as served:
+        answer = await served.post("/v1/embeddings", {"model": "colbert", "input": "x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "wrong_model_task")
+        assert "served at /v1/multi-vector, /embed_all" in answer.json()["error"]["message"]
+        assert (await served.client.get("/v1/models/splade")).json()["routes"][0] == "/embed_sparse"
+    assert served.engines.loads == []
 
 
 async def test_of_several_models_the_default_one_answers_and_without_one_all_are_named() -> None:
@@ -34,7 +50,7 @@ async def test_of_several_models_the_default_one_answers_and_without_one_all_are
         for name in ("`model`", "minilm", "org/e5", "default_models"):
             assert name in refused.json()["error"]
         assert (await served.post("/embed", {"inputs": "x", "model": "e5"})).json()["model"] == "org/e5"
-        assert (await served.post("/rerank", TEI["/rerank"])).status_code == 200  # of those there is one
+        assert (await served.post("/rerank", TEI["/rerank"][1])).status_code == 200  # of those there is one
     async with serving(specs, default_models=("cross", "gone", "E5")) as served:
         assert (await served.post("/embed", {"inputs": "x"})).status_code == 200
         assert served.engines.loads == ["org/e5"]
@@ -43,7 +59,7 @@ async def test_of_several_models_the_default_one_answers_and_without_one_all_are
 async def test_where_no_model_serves_it_the_error_says_so(served: Served) -> None:
     refused = await served.post("/predict", {"inputs": "x"})
     assert (refused.status_code, refused.json()["error_type"]) == (400, "Validation")
-    assert "no model for classify" in refused.json()["error"]
+    assert refused.json()["error"] == "No model in the models folder can be served at /predict."
 
 
 async def test_the_other_protocols_need_a_model(served: Served) -> None:

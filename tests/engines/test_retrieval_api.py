@@ -261,6 +261,16 @@ async def test_scores_are_given_for_every_way_to_name_the_pairs(served: dict[str
         same([item["score"] for item in answer["data"]], expected)
 
 
+async def test_an_embedder_scores_by_cosine_and_takes_nothing_that_is_for_rerankers(
+    served: dict[str, ServedModel],
+) -> None:
+    one = served["dense"]
+    answer = await one.post("/v1/score", text_1=QUERY, text_2=TEXTS)
+    same([item["score"] for item in answer["data"]], unit(direct(one, TEXTS)) @ unit(direct(one, [QUERY]))[0])
+    for field, value in (("max_tokens_per_doc", 5), ("instruction", "find it")):
+        assert field in await one.refusal("/v1/score", text_1=QUERY, text_2=TEXTS, **{field: value})
+
+
 async def test_a_classifier_gives_all_labels_as_vllm_does_and_as_tei_does(served: dict[str, ServedModel]) -> None:
     one = served["classifier"]
     rows, labels = direct(one, TEXTS), list(one.model.labels)

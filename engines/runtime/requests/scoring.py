@@ -41,6 +41,8 @@ def score_request(body: Body, model: RetrievalModel) -> ScoreRequest:
             f"{left} has {len(first)} texts and {right} has {len(second)}; send one text against many, or as many.",
             param=right,
         )
+    if model.kind != "score":
+        _only_of_rerankers(body)
     cut = truncation(body, model.encoder.max_tokens)
     document_limit = document_tokens(body)
     return ScoreRequest(
@@ -50,6 +52,12 @@ def score_request(body: Body, model: RetrievalModel) -> ScoreRequest:
         truncate=cut.cut or document_limit is not None,
         model=optional_string(body, "model"),
     )
+
+
+def _only_of_rerankers(body: Body) -> None:
+    for name in ("max_tokens_per_doc", "instruction"):
+        if body.get(name) is not None:
+            raise InvalidRequest(f"{name} is for rerankers; this model embeds each text by itself.", param=name)
 
 
 def _nearest(body: Body) -> tuple[str, str]:
