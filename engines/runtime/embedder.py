@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from engines.runtime.backends.bodies import install
+from engines.runtime.backends.bodies import load
 from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
 from engines.runtime.tokenizing import Prompts, make_encoder, read_as_text, same_options
 from engines.runtime.transformers_args import TransformersArgs
@@ -33,7 +33,7 @@ class Embedder:
     probabilities = False
 
     def __init__(self, model_path: str, args: TransformersArgs) -> None:
-        self._model = SentenceTransformer(model_path, **loading_options(args))
+        self._model = load(SentenceTransformer, model_path, args, loading_options(args))
         self._model.eval()
         self.weights: Weights = ModuleWeights(self._model, args.device)
         limit_length(self._model, args.max_model_len)
@@ -45,7 +45,6 @@ class Embedder:
         self.tokenizer: Any = self._model.tokenizer
         self.encoder: InputEncoder = make_encoder(self._model, args.max_model_len)
         self.width = int(self._model.get_embedding_dimension() or 0)
-        install(self._model, args)
 
     def forward(self, batch: Sequence[Encoded]) -> Rows:
         rows: Rows = np.asarray(forward_alike(batch, self._forward), dtype=np.float32)

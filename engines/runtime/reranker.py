@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 
-from engines.runtime.backends.bodies import install
+from engines.runtime.backends.bodies import load
 from engines.runtime.embedder import forward_alike, is_bare, limit_length, loading_options, to_device
 from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
 from engines.runtime.tokenizing import Prompts, make_encoder, read_as_text
@@ -53,12 +53,11 @@ class Reranker:
 
 
 def load_cross_encoder(model_path: str, args: TransformersArgs) -> CrossEncoder:
-    model: CrossEncoder = CrossEncoder(model_path, **loading_options(args))
+    model = load(CrossEncoder, model_path, args, loading_options(args))
     model.eval()
     if is_bare(model_path):
         read_as_text(model, pairs=args.task == "rerank")
     limit_length(model, args.max_model_len)
-    install(model, args)
     config = model.config
     if config is not None and getattr(config, "pad_token_id", 0) is None:
         config.pad_token_id = model.tokenizer.pad_token_id  # without it a text generator's head refuses batches

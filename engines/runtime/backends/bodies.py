@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ ENCODERS = (
     "xlm-roberta",
 )
 PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-PLAIN_TASKS = ("feature-extraction", "sequence-classification")
+OUTPUTS = {"feature-extraction": "last_hidden_state", "sequence-classification": "logits"}
+
+Model = TypeVar("Model")
 
 
 class Unsuitable(Exception):
@@ -73,6 +76,8 @@ class OpenVinoBody:
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": args.threads or usable_cores(),
+            "CACHE_DIR": str(path.parent),  # what it compiles, it need not compile again
+            "CACHE_MODE": "OPTIMIZE_SPEED",
             "INFERENCE_PRECISION_HINT": PRECISIONS[args.dtype or "float32"],
         }
         self._model: Any = openvino.Core().compile_model(str(path), "CPU", config)
@@ -94,14 +99,13 @@ class BodyModule(torch.nn.Module):
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, replaced: Any, body: Body, output: str) -> None:
+    def __init__(self, config: Any, body: Body, output: str) -> None:
         super().__init__()
-        self.config = replaced.config
+        self.config = config
         self._body = body
         self._output = output
-        count, width = replaced.get_input_embeddings().weight.shape
         # In a tuple, as a module it would be counted among this one's weights: only its shape is of interest.
-        self._embeddings = (torch.nn.Embedding(count, width, device="meta"),)
+        self._embeddings = (torch.nn.Embedding(config.vocab_size, 1, device="meta"),)
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self._embeddings[0]
@@ -114,41 +118,42 @@ class BodyModule(torch.nn.Module):
         return {self._output: torch.from_numpy(self._body.run(given))}
 
 
-def install(model: Any, args: TransformersArgs) -> None:
-    """Puts the backend of `args` in the place of torch's transformer inside `model`, and frees that one's weights.
+def load(kind: Callable[..., Model], model_path: str, args: TransformersArgs, options: Mapping[str, Any]) -> Model:
+    """`kind(model_path, **options)`, a SentenceTransformer or CrossEncoder, run by the backend of `args`.
 
-    `model` is a SentenceTransformer or a CrossEncoder that torch has loaded in float32. Does nothing where torch is to
-    run it. A model that was not exported yet is exported to `args.body_path` first.
-    Raises Unsuitable where only torch can run this model.
+    A model that was exported before is loaded without torch's weights. One that was not is exported to `args.body_path`
+    first, by torch in float32. Raises Unsuitable where only torch can run this model.
     """
     if args.backend not in BODIES:
-        return
-    first = plain_transformer(model)
+        return kind(model_path, **options)
     path = Path(args.body_path)
     if not path.is_file():
         from engines.runtime.backends.export import export
 
-        export(first, path)
-    first.model = BodyModule(first.model, BODIES[args.backend](path, args), output_name(first))
+        export(plain_transformer(kind(model_path, **options)), path)
+    body = BODIES[args.backend](path, args)
+
+    # The one adjustment of sentence-transformers: the place where its module loads torch's model.
+    def stand_in(_: Any, __: str, task: str, config: Any, *___: Any, **____: Any) -> BodyModule:
+        return BodyModule(config, body, OUTPUTS[task])
+
+    with patch.object(Transformer, "_load_model", stand_in):
+        return kind(model_path, **options)
 
 
 def plain_transformer(model: Any) -> Any:
     """The first module of `model`, a Transformer, if other libraries can run what it does. Raises Unsuitable."""
     first = model[0]
-    if type(first) is not Transformer or first.transformer_task not in PLAIN_TASKS:
+    if type(first) is not Transformer or first.transformer_task not in OUTPUTS:
         raise Unsuitable(f"its first module is no plain text encoder ({type(first).__name__})")
     if first.model.config.model_type not in ENCODERS:
         raise Unsuitable(f"models of type {first.model.config.model_type} are run by torch only")
     how = first.modality_config.get("text", {})
     if set(first.modality_config) != {"text"} or how.get("method") != "forward":
         raise Unsuitable("it takes more than plain text")
-    if not isinstance(output_name(first), str) or first.model.config.output_hidden_states:
+    if how.get("method_output_name") != OUTPUTS[first.transformer_task] or first.model.config.output_hidden_states:
         raise Unsuitable("it gives more than its last layer")
     return first
-
-
-def output_name(first: Transformer) -> Any:
-    return first.modality_config["text"]["method_output_name"]
 
 
 def set_threads(args: TransformersArgs) -> None:

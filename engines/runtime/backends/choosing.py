@@ -31,7 +31,7 @@ from engines.runtime.transformers_args import TransformersArgs
 FORMAT = 1  # raised when what is exported, measured or kept changes
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino")
 PACKAGES = {"torch": ("torch",), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
-FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
+FILES = {"onnx": "onnx.onnx", "openvino": "openvino.xml"}  # each with its weights in a .bin beside it
 # Of weights in float32. A large encoder of BERT's kind has 1.3 GB; a file of ONNX holds no more than 2.
 MAX_EXPORTED_BYTES = 1536 * 1024**2
 MEMORY_FACTOR = 4  # times those bytes: what an export takes at its worst
@@ -63,7 +63,7 @@ def choose(model_path: str, args: TransformersArgs) -> TransformersArgs:
         if choice is None:
             with kept.locked(folder):
                 choice = _kept(folder, key) or _decide(folder, key, model_path, args, among)
-            kept.forget_missing(cache)
+                kept.forget_missing(cache)
     except OSError as error:
         logger.warning("No backend is chosen for %s: %s", model_path, error)
         return _fallback(args, str(error))
@@ -214,10 +214,8 @@ def best_of(figures: Sequence[Figures], among: Sequence[Candidate]) -> Candidate
 def _keep_file(aside: Path, folder: Path, choice: Choice) -> Choice:
     """Moves the winner's files to where they stay; those of the others are dropped."""
     name = FILES[choice.candidate.backend]
-    stem = Path(name).stem
-    chosen = {name, f"{stem}.bin"} if name.endswith(".xml") else {name}
     for path in aside.iterdir():
-        if path.name not in chosen:
+        if path.stem != Path(name).stem:
             path.unlink()
     place = folder / choice.key
     shutil.rmtree(place, ignore_errors=True)
