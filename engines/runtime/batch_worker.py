@@ -29,7 +29,7 @@ SHORT_PASS_S = (0.004, 0.02)  # bounds of a short bulk pass
 SMOOTHING = 0.2  # weight of the last interactive pass in their mean duration
 LOOKAHEAD_TOKENS = 4_000_000  # of one request, tokenized and waiting: 16 MB
 TRIM_AFTER_S = 1.0  # of idleness
-TRIM_AFTER_TOKENS = 50_000  # computed since the last time; less leaves little behind
+TRIM_AFTER_TOKENS = 50_000  # that came since the last time, by their characters; fewer leave little behind
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class BatchWorker:
             if waiting and waiting + expected_tokens > self._max_waiting_tokens:
                 raise Busy("Too many inputs wait for this model; try again.", retry_after_s=BUSY_RETRY_S)
             self._expected_tokens += expected_tokens
+            self._untrimmed_tokens += expected_tokens
         return job
 
     async def add(self, job: Job, items: Sequence[Encoded]) -> None:
@@ -179,9 +180,7 @@ class BatchWorker:
         seconds = time.monotonic() - begin_s
         if len(outputs) != len(batch):
             raise ValueError(f"the model gave {len(outputs)} outputs for {len(batch)} inputs")
-        tokens = len(batch) * max(slot.item.tokens for slot in batch)
-        self._cost.observe(tokens, seconds)
-        self._untrimmed_tokens += tokens
+        self._cost.observe(len(batch) * max(slot.item.tokens for slot in batch), seconds)
         if batch[0].job.interactive:
             self._interactive_pass_s += SMOOTHING * (seconds - self._interactive_pass_s)
         return [slot.job for slot, output in zip(batch, outputs, strict=True) if slot.job.store(slot.index, output)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from engines.runtime.batching import BatchLimits
 from engines.runtime.pipeline import Pipeline
 from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Outputs, Rows, Source, TooLong
 from models.errors import Busy
+from utils import procfs
 
 WAIT_S = 10.0
 LIMITS = BatchLimits(tokens=64, items=4, fixed_tokens=64)
@@ -262,6 +264,26 @@ async def test_what_is_tokenized_ahead_of_the_passes_is_bounded(monkeypatch: pyt
         lengths = [2] * 20 * pipeline.CHUNK_TEXTS
         assert await computed(line, *lengths) == lengths
     assert 0 < most <= 200 + 2 * pipeline.CHUNK_TEXTS
+
+
+async def test_memory_that_passes_have_freed_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of many allocations stays, as what a model keeps may: the allocator alone gives back what is above."""
+    monkeypatch.setattr(batch_worker, "TRIM_AFTER_S", 0.02)
+    monkeypatch.setattr(batch_worker, "TRIM_AFTER_TOKENS", 0)
+    kept: list[np.ndarray] = []
+    sizes: list[int] = []
+
+    def forward(batch: Sequence[Encoded]) -> Rows:
+        activations = [np.ones(64 * 128, dtype=np.float64) for _ in range(2_000)]  # 64 KB each
+        sizes.append(procfs.pss_bytes(os.getpid()))
+        kept.append(activations[-1])
+        return np.zeros((len(batch), 1), dtype=np.float32)
+
+    async with pipeline_of(forward) as line:
+        assert (await asyncio.wait_for(line.run(["a text"]), WAIT_S)).tokens == 6
+        async with asyncio.timeout(WAIT_S):
+            while procfs.pss_bytes(os.getpid()) > sizes[0] - 100 * 2**20:  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(0.01)
 
 
 async def test_bulk_passes_are_as_short_as_those_of_queries_while_such_come(monkeypatch: pytest.MonkeyPatch) -> None:
