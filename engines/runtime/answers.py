@@ -6,7 +6,7 @@ millisecond to write, so it needs no thread (orjson would hold the interpreter's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ import orjson
 import pybase64
 from numpy.typing import NDArray
 
-from engines.runtime.retrieval import Rows
+from engines.runtime.retrieval import Outputs
 
 Pieces: TypeAlias = Iterator[bytes]  # of one JSON value, in order
 
@@ -26,16 +26,7 @@ def dump(**fields: Any) -> bytes:
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def embeddings_pieces(rows: Sequence[NDArray[np.float32]] | Rows, *, base64: bool, **tail: Any) -> Pieces:
-    """OpenAI's list of embeddings, `tail` (model, usage) after its data. Base64 is of little-endian float32.
-
-    A row may also be an array [tokens, dimension], of a multi-vector model.
-    """
-    entries = map(_base64_entry, range(len(rows)), rows) if base64 else _float_entries(rows)
-    return object_pieces({"object": "list"}, "data", entries, tail)
-
-
-def rows_pieces(rows: Sequence[NDArray[np.float32]] | Rows) -> Pieces:
+def rows_pieces(rows: Outputs) -> Pieces:
     """A list of lists of numbers, as TEI's /embed answers."""
     return list_pieces((orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows), b"[", b"]")
 
@@ -61,16 +52,6 @@ def list_pieces(entries: Iterable[bytes], opening: bytes, closing: bytes) -> Pie
     if piece[-1] == b",":
         piece.pop()
     yield b"".join([*piece, closing])
-
-
-def _float_entries(rows: Sequence[NDArray[np.float32]] | Rows) -> Iterator[bytes]:
-    for index, row in enumerate(rows):
-        numbers = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
-        yield b'{"object":"embedding","index":%d,"embedding":%b}' % (index, numbers)
-
-
-def _base64_entry(index: int, row: NDArray[np.float32]) -> bytes:
-    return b'{"object":"embedding","index":%d,"embedding":"%b"}' % (index, base64_of(row))
 
 
 def base64_of(row: NDArray[np.float32]) -> bytes:
