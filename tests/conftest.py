@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from demo import folders
+from demo import embedder, folders
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,6 +53,14 @@ def _needs_models(item: pytest.Item) -> bool:
 def demo_models() -> Path:
     """The folder with the demo models (see `demo.facts`). Tests must not change it."""
     return folders.cache_dir()
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2, which is not trained here, so that its tests need not wait. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2"
+    embedder.make(folder)
+    return folder
 
 
 def _make(folder: Path) -> None:

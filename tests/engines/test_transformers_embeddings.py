@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from engines.base import Engine
-from tests.engines.transformers_support import Client, client_of, running_engine, spec_of, transformers_factory
+from engines.transformers_engine import TransformersFactory
+from tests.engines.transformers_support import Client, client_of, running_engine, spec_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TEXTS = [
     "The turntable brings the asked-for locomotive onto the track.",
@@ -30,23 +31,21 @@ TEXTS = [
 ]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(demo_models: Path) -> AsyncIterator[Engine]:
-    spec = spec_of(demo_models / "sentence-transformers" / "all-MiniLM-L6-v2", model_id="minilm")
-    async with transformers_factory() as factory, running_engine(factory, spec) as running:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def engine(factory: TransformersFactory, minilm: Path) -> AsyncIterator[Engine]:
+    async with running_engine(factory, spec_of(minilm, model_id="minilm")) as running:
         yield running
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def client(engine: Engine) -> AsyncIterator[Client]:
     async with client_of(engine) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def reference(demo_models: Path) -> SentenceTransformer:
-    path = str(demo_models / "sentence-transformers" / "all-MiniLM-L6-v2")
-    return SentenceTransformer(path, device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32})
+def reference(minilm: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(minilm), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32})
 
 
 def vectors(answer: dict[str, Any]) -> NDArray[np.float32]:

@@ -11,43 +11,31 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from engines import progress
 from engines.base import EngineContext, EngineStartError
 from engines.process import ProcessEngine
 from engines.transformers_engine import TransformersFactory, create_factory
 from models.types import ModelOverrides, Task
+from tests.engines.retrieval_models import make_cross_encoder
 from tests.engines.transformers_support import (
     START_TIMEOUT_S,
     client_of,
     running_engine,
     spec_of,
-    transformers_factory,
 )
 from utils import procfs
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WAIT_S = 20.0
 MIB = 1024**2
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def factory() -> AsyncIterator[TransformersFactory]:
-    async with transformers_factory() as factory:
-        yield factory
 
 
 @pytest.fixture
 def idle_factory(tmp_path: Path) -> TransformersFactory:
     """A factory that is only asked, never started."""
     return create_factory(EngineContext(Path("/tmp"), tmp_path, tmp_path, "cpu"))
-
-
-@pytest.fixture
-def minilm(demo_models: Path) -> Path:
-    return demo_models / "sentence-transformers" / "all-MiniLM-L6-v2"
 
 
 @pytest.fixture
@@ -72,9 +60,9 @@ async def test_a_cold_engine_is_forked_and_ready_in_little_more_than_its_load(
 
 
 async def test_two_engines_of_one_launcher_answer_side_by_side(
-    factory: TransformersFactory, minilm: Path, demo_models: Path
+    factory: TransformersFactory, minilm: Path, tmp_path: Path
 ) -> None:
-    reranker = spec_of(demo_models / "demo" / "reranker", Task.RERANK)
+    reranker = spec_of(make_cross_encoder(tmp_path / "reranker"), Task.RERANK)
     async with (
         running_engine(factory, spec_of(minilm)) as first,
         running_engine(factory, reranker) as second,

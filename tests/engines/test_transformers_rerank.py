@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from engines.base import Engine
+from engines.transformers_engine import TransformersFactory
 from models.types import Task
-from tests.engines.transformers_support import Client, client_of, running_engine, spec_of, transformers_factory
+from tests.engines.transformers_support import Client, client_of, running_engine, spec_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUERY = "Where do locomotives turn?"
 DOCUMENTS = [
@@ -28,14 +29,14 @@ DOCUMENTS = [
 ]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(demo_models: Path) -> AsyncIterator[Engine]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def engine(factory: TransformersFactory, demo_models: Path) -> AsyncIterator[Engine]:
     spec = spec_of(demo_models / "demo" / "reranker", Task.RERANK)
-    async with transformers_factory() as factory, running_engine(factory, spec) as running:
+    async with running_engine(factory, spec) as running:
         yield running
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def client(engine: Engine) -> AsyncIterator[Client]:
     async with client_of(engine) as client:
         yield client

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from engines.base import EngineContext, SleepFailed
 from engines.canary import close
@@ -29,30 +28,18 @@ from tests.engines.transformers_support import (
     client_of,
     running_engine,
     spec_of,
-    transformers_factory,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MIB = 2**20
 TIMEOUT_S = 20.0
 CONTEXT_BYTES = 300 * MIB
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def factory() -> AsyncIterator[TransformersFactory]:
-    async with transformers_factory() as factory:
-        yield factory
-
-
 @pytest.fixture
-def minilm(demo_models: Path) -> Path:
-    return demo_models / "sentence-transformers" / "all-MiniLM-L6-v2"
-
-
-@pytest.fixture
-def reranker(demo_models: Path) -> Path:
-    return demo_models / "demo" / "reranker"
+def reranker(tmp_path: Path) -> Path:
+    return retrieval_models.make_cross_encoder(tmp_path / "reranker")
 
 
 class CountedWeights:
