@@ -66,14 +66,17 @@ install_system_packages() {
 
 pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps "$@"; }
 
+# Byte code for 24,000 files, on all cores; pip compiles them one after the other. Some are templates, not Python.
+compile_packages() { "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || true; }
+
 # CPU torch is not on PyPI. Wheels that the environment brings (pip's find-links) come first and alone, then the indexes
 # that are configured, then PyTorch's own.
 install_cpu_torch() {
     local torch
     torch=$(grep '^torch==' requirements-cpu.txt)
-    pip_install --no-index "$torch" 2>/dev/null ||
-        pip_install "$torch" 2>/dev/null ||
-        pip_install --index-url "$TORCH_CPU_INDEX" "$torch"
+    pip_install --no-compile --no-index "$torch" 2>/dev/null ||
+        pip_install --no-compile "$torch" 2>/dev/null ||
+        pip_install --no-compile --index-url "$TORCH_CPU_INDEX" "$torch"
 }
 
 exec 9<.
@@ -103,7 +106,8 @@ if [[ $installed != "$wanted "* ]]; then
         install_cpu_torch
     fi
     say "installing $(cat "$requirements" requirements-dev.txt | sort -u | grep -c ==) packages"
-    pip_install -r "$requirements" -r requirements-dev.txt
+    pip_install --no-compile -r "$requirements" -r requirements-dev.txt
+    compile_packages
 fi
 # compat: a plain path file; the default is an import hook that every start of Python in .venv would pay for
 pip_install --no-build-isolation --config-settings editable_mode=compat --editable .
