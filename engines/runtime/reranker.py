@@ -53,7 +53,7 @@ class Reranker:
 
 
 def load_cross_encoder(model_path: str, args: TransformersArgs) -> CrossEncoder:
-    model = load(CrossEncoder, model_path, args, loading_options(args))
+    model: CrossEncoder = load(CrossEncoder, model_path, args, loading_options(args))
     model.eval()
     if is_bare(model_path):
         read_as_text(model, pairs=args.task == "rerank")

@@ -35,7 +35,7 @@ MIN_ROUNDS = 3
 BATCH = 8  # as fast as 32 on a CPU, if texts of a batch are alike in length
 MIN_COSINE = 0.999  # of a reduced precision
 MAX_DIFFERENCE = 1e-5  # of float32, in units of the largest number of an output (at least 1)
-SHORT_WORDS, LONG_WORDS = (5, 15), (5, 60)
+SHORT_WORDS, LONG_WORDS, LONGEST_WORDS = (5, 15), (5, 60), (200, 200)
 WORDS = "the a of engine stands on turntable morning steam water coal yard signal keeper reads which train left"
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _tell(
     except Exception as error:  # whatever a library thinks of a model: it is no candidate then
         if not isinstance(error, Unsuitable):
             logger.info("%s cannot run %s", candidate, model_path, exc_info=True)
-        figures = Figures(candidate, error=(str(error).strip() or repr(error)).splitlines()[0][:300])
+        figures = Figures(candidate, error=" ".join(str(error).split())[:300] or repr(error))
     sending.send(figures)
 
 
@@ -93,10 +93,8 @@ def _measure(candidate: Candidate, model_path: str, args: TransformersArgs, refe
     model = load_model(model_path, args)
     if candidate.backend in BODIES and not Path(args.body_path).is_file():
         raise Unsuitable("this kind of model is run by torch only")
-    singles, batch = samples(model)
-    outputs = [
-        output for inputs in ([batch[:3], batch, *([each] for each in singles)]) for output in model.forward(inputs)
-    ]
+    singles, batch, long = samples(model)
+    outputs = [output for inputs in (batch, singles[:3], singles[3:4], long) for output in model.forward(inputs)]
     cosine = 1.0
     if candidate == PLAIN:
         np.savez(reference, *outputs)
@@ -108,8 +106,8 @@ def _measure(candidate: Candidate, model_path: str, args: TransformersArgs, refe
     return Figures(candidate, single_s * 1e3, len(batch) / batch_s, cosine)
 
 
-def samples(model: RetrievalModel) -> tuple[list[Encoded], list[Encoded]]:
-    """Short texts to be run alone, and a batch of alike ones; of pairs for a model that reads those."""
+def samples(model: RetrievalModel) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
+    """Short texts to be run alone, a batch of alike ones, and a long one; pairs for a model that reads those."""
     chance = random.Random(0)
 
     def text(words: tuple[int, int]) -> str:
@@ -121,10 +119,9 @@ def samples(model: RetrievalModel) -> tuple[list[Encoded], list[Encoded]]:
     encoder = model.encoder
     options = EncodeOptions(limit=encoder.max_tokens)
     singles = encoder.encode([source(SHORT_WORDS) for _ in range(BATCH)], options)
-    several = sorted(
-        encoder.encode([source(LONG_WORDS) for _ in range(4 * BATCH)], options), key=lambda each: each.tokens
-    )
-    return singles, several[BATCH : 2 * BATCH]
+    several = encoder.encode([source(LONG_WORDS) for _ in range(4 * BATCH)], options)
+    several.sort(key=lambda each: each.tokens)
+    return singles, several[BATCH : 2 * BATCH], encoder.encode([source(LONGEST_WORDS)], options)
 
 
 def timed(works: Sequence[Callable[[], object]], limit_s: float) -> list[float]:
