@@ -6,6 +6,7 @@ weights nor in its configuration; discovery goes by architecture and name (`mode
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -84,6 +85,7 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Any, template: Template, max_tokens: int) -> None:
         self.max_tokens = max_tokens
+        self.lock = threading.Lock()
         self._tokenizer = tokenizer
         self._template = template
         self._padding = Padding(tokenizer, left=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class Pipeline:
     def __init__(self, model: RetrievalModel, limits: BatchLimits, max_waiting_tokens: int) -> None:
         self._encoder = model.encoder
         self._worker = BatchWorker(model.forward, limits, max_waiting_tokens)
-        self._tokenizer = threading.Lock()
+        self._tokenizer = model.encoder.lock
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
     @property

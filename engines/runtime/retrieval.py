@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
@@ -78,16 +79,17 @@ class InputEncoder(Protocol):
     """Tokenizes inputs and puts them together into the features that the model's first module takes."""
 
     max_tokens: int
+    lock: threading.Lock  # held by whoever uses the tokenizer
 
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
-        """Tokenizes each input. One thread at a time.
+        """Tokenizes each input. The caller holds `lock` where there are other threads.
 
         Raises InvalidRequest for options that the model cannot follow.
         """
         ...
 
     def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
-        """The padded features of a batch."""
+        """The padded features of a batch. Takes `lock` itself where it uses the tokenizer."""
         ...
 
 

@@ -168,6 +168,7 @@ class TokenizerEncoder:
 
     def __init__(self, model: Any, max_tokens: int, prompts: Prompts) -> None:
         self.max_tokens = max_tokens
+        self.lock = threading.Lock()
         self._prompts = prompts
         self._tokenizer = model.tokenizer
         self._padding = Padding(model.tokenizer, left=model.tokenizer.padding_side == "left")
@@ -220,12 +221,11 @@ class ModuleEncoder:
 
     def __init__(self, model: Any, max_tokens: int, prompts: Prompts) -> None:
         self.max_tokens = max_tokens
+        self.lock = threading.Lock()
         self._model = model
         self._prompts = prompts
         self._transformer = model[0] if isinstance(model[0], Transformer) else None
         self._is_text = self._transformer is not None and set(self._transformer.modality_config) == {"text"}
-        # Counted in one thread and collated in another, by one tokenizer that must not be used by both at once.
-        self._lock = threading.Lock()
 
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
         if sources and isinstance(sources[0], list):
@@ -237,9 +237,8 @@ class ModuleEncoder:
             )
         if options.left and not self._is_text:
             raise InvalidRequest("This model cuts its inputs at their end only, not at their beginning.")
-        with self._lock:
-            sources = cut_documents(self._model.tokenizer, sources, options.document_limit)
-            counts = self._count_texts(sources, options) if self._is_text else self._count_each(sources, options)
+        sources = cut_documents(self._model.tokenizer, sources, options.document_limit)
+        counts = self._count_texts(sources, options) if self._is_text else self._count_each(sources, options)
         return [self._encoded(source, count, options) for source, count in zip(sources, counts, strict=True)]
 
     def _encoded(self, source: Source, count: int, options: EncodeOptions) -> Encoded:
@@ -269,7 +268,7 @@ class ModuleEncoder:
             extra["processing_kwargs"] = {"text": {"max_length": options.limit}}
         if options.side is not None:
             extra["task"] = options.side
-        with self._lock, cutting_on_the_left(self._model.tokenizer, options.left):
+        with self.lock, cutting_on_the_left(self._model.tokenizer, options.left):
             features: dict[str, Any] = self._model.preprocess(
                 [item.source for item in batch], prompt=self._prompts.of(options), **extra
             )

@@ -29,6 +29,9 @@ class Characters:
 
     max_tokens = 1_000_000
 
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
         return [Encoded(source, len(source[: options.limit])) for source in sources]
 
