@@ -135,8 +135,10 @@ class TransformersFactory:
             "allow_pickle": overrides.allow_pickle,
         }
         chosen |= {"cache_dir": str(self._backends), "fingerprint": spec.fingerprint, "body_path": ""}
-        if overrides.max_model_len is not None:
-            chosen["max_model_len"] = overrides.max_model_len
+        # The folder's own limit too: RoBERTa's 514 positions are 512 for text, which the libraries do not tell.
+        limits = [limit for limit in (overrides.max_model_len, spec.max_model_len) if limit is not None]
+        if limits:
+            chosen["max_model_len"] = min(limits)
         return TransformersArgs.model_validate(chosen)
 
 

@@ -35,6 +35,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
 )
 
 from models.discovery.scanner import scan
@@ -114,6 +117,23 @@ def make_classifier(path: Path, problem_type: str | None = None) -> Path:
     config = bert_config(id2label=labels, label2id={name: index for index, name in labels.items()})
     config.problem_type = problem_type
     return save_bert(path, BertForSequenceClassification(config))
+
+
+def make_roberta(path: Path, *, positions: int, task: str) -> Path:
+    """Its tokenizer knows no limit, as with those that were published without a tokenizer_config.json."""
+    tokenizer = _byte_tokenizer(["<s>", "<pad>", "</s>"])
+    config = RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=positions,
+        num_labels=3,
+    )
+    _save(path, RobertaModel(config) if task == "embed" else RobertaForSequenceClassification(config))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(path)
+    return path
 
 
 def make_splade(path: Path, *, modules: bool = True) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from engines.base import EngineContext
+from engines.runtime.batching import BatchLimits
+from engines.runtime.pipeline import Pipeline
 from engines.runtime.retrieval import (
     WHOLE,
     EncodeOptions,
@@ -364,6 +367,31 @@ def test_a_colbert_query_over_its_fixed_length_is_refused_or_cut_where_asked(fol
     assert len(encode_within(model.encoder, [long], WHOLE, "input", truncate=False)) == 1
 
 
+def test_a_module_that_tokenizes_and_others_that_use_its_tokenizer_wait_for_each_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = load(made.judged(made.make_prompted_embedder(folder / "turns-embed", include_prompt=False)))
+    preprocess = model._model.preprocess
+    taken: list[bool] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        taken.append(model.encoder.lock.locked())
+        return preprocess(*args, **options)
+
+    monkeypatch.setattr(model._model, "preprocess", noted)
+
+    async def use() -> None:
+        line = Pipeline(model, BatchLimits(1000, 8, 0), 10_000)
+        for short in (True, False):
+            taken.append(await line.tokenizer_call(model.encoder.lock.locked, short=short))
+        await line.run(TEXTS)
+        line.close()
+
+    asyncio.run(use())
+    assert len(taken) >= 3
+    assert all(taken)
+
+
 # Truncation
 
 
@@ -375,6 +403,19 @@ def test_inputs_are_cut_at_their_beginning_where_asked(folder: Path) -> None:
     same(run(model, [text], EncodeOptions(limit=4)), reference.encode(["the city"]))
     ids = model.tokenizer.encode(text)
     assert model.encoder.encode([ids], EncodeOptions(limit=3, left=True))[0].ids.tolist() == ids[-3:]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_positions_that_begin_behind_the_padding_index_are_not_counted_as_room_for_text(
+    folder: Path, task: str
+) -> None:
+    model = load(made.judged(made.make_roberta(folder / f"roberta-{task}", positions=66, task=task)))
+    long = "dog " * 200
+    assert model.encoder.max_tokens == 64
+    with pytest.raises(TooLong, match="at most 64"):
+        encode_within(model.encoder, [long], WHOLE, "input", truncate=False)
+    [row] = model.forward(encode_within(model.encoder, [long], WHOLE, "input", truncate=True))
+    assert np.isfinite(row).all()
 
 
 # What is not accepted
