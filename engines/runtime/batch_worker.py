@@ -29,7 +29,7 @@ SHORT_PASS_S = (0.004, 0.02)  # bounds of a short bulk pass
 SMOOTHING = 0.2  # weight of the last interactive pass in their mean duration
 LOOKAHEAD_TOKENS = 4_000_000  # of one request, tokenized and waiting: 16 MB
 TRIM_AFTER_S = 1.0  # of idleness
-TRIM_AFTER_TOKENS = 50_000  # that came since the last time, by their characters; fewer leave little behind
+TRIM_AFTER_TOKENS = 50_000  # of requests that ended since the last time, by their characters; fewer leave little
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,6 @@ class BatchWorker:
             if waiting and waiting + expected_tokens > self._max_waiting_tokens:
                 raise Busy("Too many inputs wait for this model; try again.", retry_after_s=BUSY_RETRY_S)
             self._expected_tokens += expected_tokens
-            self._untrimmed_tokens += expected_tokens
         return job
 
     async def add(self, job: Job, items: Sequence[Encoded]) -> None:
@@ -94,10 +93,13 @@ class BatchWorker:
             await job.room.wait()
 
     def discard(self, job: Job) -> None:
-        """Drops what of `job` is not running yet; nobody waits for it any more."""
+        """Drops what of `job` is not running yet; nobody waits for it any more. Call it once for each job."""
         with self._changed:
             self._expected_tokens -= job.expected_tokens
             self._backlog.discard(job)
+            self._untrimmed_tokens += job.guessed_tokens
+            if self._untrimmed_tokens > TRIM_AFTER_TOKENS:
+                self._changed.notify()
         job.future.cancel()
 
     async def between_passes(self, work: Callable[[], None]) -> None:

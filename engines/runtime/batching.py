@@ -52,6 +52,7 @@ class Job:
         self.pending: list[tuple[int, int, Encoded]] = []  # a heap: -tokens, index, input; the longest comes first
         self.added = 0
         self.waiting_tokens = 0  # of those pending
+        self.guessed_tokens = expected_tokens  # of all inputs, before any was tokenized
         self.expected_tokens = expected_tokens  # a guess at those of the inputs that are still to come
         self.input_tokens = np.zeros(total, dtype=np.int64)
         self.stalled = False  # whoever adds inputs waits for `room`

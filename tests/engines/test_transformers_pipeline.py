@@ -289,6 +289,34 @@ async def test_memory_that_passes_have_freed_goes_back_to_the_system(monkeypatch
                 await asyncio.sleep(0.01)
 
 
+async def test_memory_goes_back_when_a_request_has_ended_refused_or_not_and_no_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trimmed = threading.Event()
+    early: list[bool] = []
+
+    def trim(worker: batch_worker.BatchWorker) -> None:
+        worker._untrimmed_tokens = 0
+        trimmed.set()
+
+    def encode(*_: object) -> list[Encoded]:
+        early.append(trimmed.wait(0.1))
+        raise TooLong("too long", param="input")
+
+    monkeypatch.setattr(batch_worker, "TRIM_AFTER_S", 0.01)
+    monkeypatch.setattr(batch_worker, "TRIM_AFTER_TOKENS", 100)
+    monkeypatch.setattr(batch_worker.BatchWorker, "_trim", trim)
+    async with pipeline_of(Gate(opened=True)) as line:
+        await computed(line, 1000)
+        assert await asyncio.to_thread(trimmed.wait, WAIT_S)
+        trimmed.clear()
+        monkeypatch.setattr(Characters, "encode", encode)
+        with pytest.raises(TooLong):
+            await line.run(texts(1000))
+        assert early == [False]
+        assert await asyncio.to_thread(trimmed.wait, WAIT_S)
+
+
 async def test_bulk_passes_are_as_short_as_those_of_queries_while_such_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that passes move on, 1 ms for each token."""
     now_s = 1000.0
