@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,18 @@ from engines.runtime.transformers_runtime import load_model
 from engines.runtime.transformers_server import make_app
 from engines.runtime.transformers_sleep import Residence
 from engines.transformers_engine import create_factory
-from tests.engines.retrieval_models import judged
+from tests.engines import retrieval_models as made
+
+TEXTS = ["the locomotive stands on the track", "bread and water", "dog"]
+QUERY = "where stands the locomotive"
+LONG = "dog " * 3000  # over the length of every model of `serving_each_kind`
+EACH_KIND = {
+    "dense": made.make_prompted_embedder,
+    "colbert": made.make_colbert,
+    "splade": made.make_splade,
+    "reranker": made.make_cross_encoder,
+    "classifier": made.make_classifier,
+}
 
 
 @dataclass
@@ -62,7 +73,7 @@ async def serving_model(path: Path) -> AsyncIterator[ServedModel]:
     """`path` judged by discovery and loaded as an engine loads it."""
     nowhere = Path("/nowhere")
     factory = create_factory(EngineContext(nowhere, nowhere, nowhere, "cpu", {"backend": "torch"}))
-    args = TransformersArgs.model_validate(factory._args(judged(path)).model_dump(mode="json"))
+    args = TransformersArgs.model_validate(factory._args(made.judged(path)).model_dump(mode="json"))
     model = load_model(str(path), args)
     service = RetrievalService(model, path.name, args)
     server = TestServer(make_app(service, Residence(model.weights, service.between_passes)))
@@ -73,3 +84,13 @@ async def serving_model(path: Path) -> AsyncIterator[ServedModel]:
     finally:
         await server.close()
         service.close()
+
+
+@asynccontextmanager
+async def serving_each_kind(folder: Path) -> AsyncIterator[dict[str, ServedModel]]:
+    """A small model of each kind, made in `folder`."""
+    async with AsyncExitStack() as stack:
+        models = {}
+        for name, make in EACH_KIND.items():
+            models[name] = await stack.enter_async_context(serving_model(make(folder / name)))
+        yield models

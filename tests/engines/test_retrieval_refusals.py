@@ -1,0 +1,163 @@
+"""What the retrieval routes refuse (cases 22 and 23): in the client's shape, naming the field, and go on serving."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from tests.engines.retrieval_apps import LONG, QUERY, TEXTS, ServedModel, serving_each_kind, told
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, ServedModel]]:
+    async with serving_each_kind(tmp_path_factory.mktemp("models")) as models:
+        yield models
+
+
+# For each route: the model, a good body, and the field that holds its texts.
+ROUTES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "/v1/embeddings": ("dense", {"input": TEXTS}, "input"),
+    "/v2/embed": ("dense", {"texts": TEXTS}, "texts"),
+    "/embed": ("dense", {"inputs": TEXTS}, "inputs"),
+    "/v1/multi-vector": ("colbert", {"input": TEXTS}, "input"),
+    "/embed_all": ("colbert", {"inputs": TEXTS}, "inputs"),
+    "/embed_sparse": ("splade", {"inputs": TEXTS}, "inputs"),
+    "/v1/rerank": ("reranker", {"query": QUERY, "documents": TEXTS}, "documents"),
+    "/v2/rerank": ("reranker", {"query": QUERY, "documents": TEXTS}, "documents"),
+    "/rerank": ("reranker", {"query": QUERY, "texts": TEXTS}, "texts"),
+    "/v1/score": ("reranker", {"text_1": QUERY, "text_2": TEXTS}, "text_2"),
+    "/v1/classify": ("classifier", {"input": TEXTS}, "input"),
+    "/predict": ("classifier", {"inputs": [[text] for text in TEXTS]}, "inputs"),
+}
+NOT_JSON = (
+    b"",
+    b"{",
+    b"[]",
+    b'"text"',
+    b'{"input": NaN, "texts": NaN, "inputs": NaN}',
+    b'{"input": "\xff"}',
+    b'{"input": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+)
+BAD_TEXTS = (None, 7, True, {}, [], "", [""], ["dog", None], ["dog", 3], [[]], [["dog", 3]], [{"image": "x"}], [[-1]])
+BAD_FIELDS: dict[str, tuple[Any, ...]] = {
+    "model": (5, ["x"]),
+    "truncate": ("SOMETIMES", 1, []),
+    "truncate_prompt_tokens": (0, -2, 10**9, 2**63, "7", 1.5),
+    "truncation_direction": ("up", 3),
+}
+OWN_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "/v1/embeddings": {
+        "dimensions": (0, -1, 33, 2**63, "8", True),
+        "encoding_format": ("hex", 3),
+        "embedding_type": ("int8", [], ["float", "base64"], {}),
+        "input_type": ("nonsense", 3),
+        "task": ("nonsense",),
+        "normalized": ("yes",),
+        "late_chunking": (True, 3),
+        "user": (3,),
+    },
+    "/v2/embed": {
+        "output_dimension": (0, 33, "8"),
+        "embedding_types": ("float", [], ["int8"], ["uint8"], [3]),
+        "input_type": ("nonsense", "image", 3),
+        "images": (["data:image/png;base64,AAAA"],),
+        "max_tokens": (0, -1, "9"),
+    },
+    "/embed": {"prompt_name": ("nonsense", 3), "normalize": ("yes",), "dimensions": (0, 33)},
+    "/v1/multi-vector": {"dimensions": (0, 9), "embedding_type": ("int8",), "input_type": ("nonsense",)},
+    "/v1/rerank": {
+        "query": (None, "", 7, ["q"], {}),
+        "top_n": (0, -1, "1", 1.5),
+        "return_documents": ("yes",),
+        "max_tokens_per_doc": (0, -5, "9"),
+        "rank_fields": ("title", [], [3]),
+    },
+    "/rerank": {"query": (None, "", 7), "return_text": ("yes",), "raw_scores": (1,)},
+    "/v1/score": {"text_1": (None, "", 7, ["a", "b"])},
+    "/v1/classify": {"labels": (["a", "b"],)},
+    "/predict": {"raw_scores": (True,)},
+}
+
+
+async def still_answers(one: ServedModel, path: str) -> None:
+    await one.post(path, **ROUTES[path][1])
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_what_is_no_request_is_refused_and_the_next_one_answered(
+    served: dict[str, ServedModel], path: str
+) -> None:
+    one = served[ROUTES[path][0]]
+    for data in NOT_JSON:
+        status, answer = await one.send(path, data)
+        assert status == 400
+        assert told(answer)
+    await still_answers(one, path)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_bad_texts_are_refused_naming_their_field(served: dict[str, ServedModel], path: str) -> None:
+    model, body, field = ROUTES[path]
+    for value in BAD_TEXTS:
+        message = await served[model].refusal(path, **body | {field: value})
+        assert field in message or (field == "text_2" and "text_1" in message), (value, message)
+    too_many = [["dog"]] * 10_001 if path == "/predict" else ["dog"] * 10_001
+    assert "10001 entries" in await served[model].refusal(path, **body | {field: too_many})
+    await still_answers(served[model], path)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_bad_values_are_refused_naming_their_field(served: dict[str, ServedModel], path: str) -> None:
+    model, body, _ = ROUTES[path]
+    common = {name: values for name, values in BAD_FIELDS.items() if (path, name) not in NOT_THERE}
+    for name, values in (common | OWN_FIELDS.get(path, {})).items():
+        for value in values:
+            message = await served[model].refusal(path, **body | {name: value})
+            assert name in message, (value, message)
+    await still_answers(served[model], path)
+
+
+# Cohere's route has a field of its own for the length, and TEI's answers have no model in them.
+NOT_THERE = {("/v2/embed", "truncate_prompt_tokens"), ("/predict", "model")}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_text_that_is_too_long_is_refused_with_its_count_or_cut_where_asked(
+    served: dict[str, ServedModel], path: str
+) -> None:
+    model, body, field = ROUTES[path]
+    for text in ("dog " * 250_000, LONG):
+        given = body | {field: [["dog"], [text]] if path == "/predict" else ["dog", text]}
+        count = re.search(rf"{re.escape(field)}\[1\] has (\d+) tokens", await served[model].refusal(path, **given))
+        assert count is not None
+        assert 0 <= int(count[1]) - len(text) // 4 < 16  # special tokens, a prompt, a query
+    await served[model].post(path, **given, truncate=True)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_model_of_another_kind_says_what_it_is_and_where_it_is_served(
+    served: dict[str, ServedModel], path: str
+) -> None:
+    model, body, _ = ROUTES[path]
+    for name, one in served.items():
+        if name != model and (name, path) != ("dense", "/v1/score"):
+            message = await one.refusal(path, **body)
+            assert "it is served at /" in message, (name, message)
+
+
+async def test_a_model_that_gives_no_numbers_is_no_success(
+    served: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = served["dense"]
+    monkeypatch.setattr(type(one.model), "_forward", lambda self, batch: np.full((len(batch), 32), np.nan, np.float32))
+    status, answer = await one.send("/v1/embeddings", b'{"input": "dog"}')
+    assert (status, answer["error"]["code"]) == (500, "model_fault")
+    monkeypatch.undo()
+    await still_answers(one, "/v1/embeddings")
