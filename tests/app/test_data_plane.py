@@ -115,6 +115,15 @@ async def test_a_body_that_would_swell_when_it_is_parsed_is_refused(served: Serv
     assert "The body holds more than" in answer.json()["error"]["message"]
 
 
+async def test_brackets_and_commas_within_texts_are_not_counted(served: Served) -> None:
+    texts = ['[{,\\"' * 100] * 6_000
+    body = {"model": "minilm", "input": texts}
+    assert (await served.post("/v1/embeddings", body)).status_code == 200
+    unended = b'{"model": "minilm", "input": "' + b'\\"[' * 1_000_000
+    answer = await served.client.post("/v1/embeddings", content=unended)
+    assert "not valid JSON" in answer.json()["error"]["message"]
+
+
 async def test_a_long_list_of_tokens_and_a_large_text_pass(served: Served) -> None:
     assert (await served.post("/v1/embeddings", {"model": "minilm", "input": [7] * 1_000_000})).status_code == 200
     assert (await served.post("/v1/embeddings", {"model": "minilm", "input": "x, " * 1_000_000})).status_code == 200
