@@ -26,7 +26,7 @@ from engines.runtime.retrieval import (
     Source,
     Weights,
 )
-from engines.runtime.tokenizing import Padding, cut_documents, longest_input, require_vocabulary
+from engines.runtime.tokenizing import CUTS_ENDS, Padding, cut_documents, longest_input, require_vocabulary
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Method, Task
@@ -92,7 +92,7 @@ class PromptEncoder:
 
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
         if options.left:
-            raise InvalidRequest("This model cuts a pair at the end of its document only, not at its beginning.")
+            raise InvalidRequest(CUTS_ENDS, param="truncation_side")
         pairs = [source for source in sources if isinstance(source, tuple)]
         if len(pairs) != len(sources):
             raise InvalidRequest("This model takes pairs of texts only.")

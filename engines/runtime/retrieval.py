@@ -138,7 +138,7 @@ def encode_within(
     is too long and its count of tokens.
     """
     limit = options.limit or encoder.max_tokens
-    encoded = encoder.encode(sources, replace(options, limit=None))
+    encoded = _encoded(encoder, sources, replace(options, limit=None), param)
     over = [index for index, item in enumerate(encoded) if item.tokens > min(limit, item.most or limit)]
     if not over:
         return encoded
@@ -146,11 +146,25 @@ def encode_within(
         first = encoded[over[0]]
         most = min(limit, first.most or limit)
         raise TooLong(
-            f"{param}[{first_index + over[0]}] has {first.tokens} tokens, but this model takes at most "
-            f"{most}. Send less, or ask for truncation (truncate, truncate_prompt_tokens).",
+            f"{param}[{first_index + over[0]}] has {first.tokens} tokens{_counted(first.source)}, but this model takes "
+            f"at most {most}. Send less, or ask for truncation (truncate, truncate_prompt_tokens).",
             param=param,
         )
-    cut = encoder.encode([sources[index] for index in over], replace(options, limit=limit))
+    cut = _encoded(encoder, [sources[index] for index in over], replace(options, limit=limit), param)
     for index, item in zip(over, cut, strict=True):
         encoded[index] = item
     return encoded
+
+
+def _encoded(encoder: InputEncoder, sources: Sequence[Source], options: EncodeOptions, param: str) -> list[Encoded]:
+    """As `encoder` has it; what it refuses without naming a field is the fault of `param`."""
+    try:
+        return encoder.encode(sources, options)
+    except InvalidRequest as error:
+        if error.param is not None:
+            raise
+        raise InvalidRequest(f"{param}: {error.message}", param=param) from None
+
+
+def _counted(source: Source) -> str:
+    return " (both texts of the pair)" if isinstance(source, tuple) else ""

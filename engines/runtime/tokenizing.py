@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Ids, InputEncoder, InvalidRequest, Side, Source
 
 UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
+CUTS_ENDS = "truncation_side (or truncate: START): this model cuts its inputs at their end only."
 PLAIN_TASKS = ("feature-extraction", "sequence-classification", "fill-mask")
 # Where sentence-transformers' encode_query and encode_document look for their prompt.
 SIDE_PROMPTS: Mapping[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -92,7 +93,9 @@ def cut_documents(tokenizer: Any, sources: Sequence[Source], limit: int | None) 
     if limit is None or not sources or not isinstance(sources[0], tuple):
         return sources
     if not getattr(tokenizer, "is_fast", False):
-        raise InvalidRequest("This model's tokenizer cannot cut documents; send shorter ones.")
+        raise InvalidRequest(
+            "max_tokens_per_doc: this model's tokenizer cannot cut documents.", param="max_tokens_per_doc"
+        )
     pairs = [source for source in sources if isinstance(source, tuple)]
     encoded = tokenizer(
         [document for _, document in pairs],
@@ -107,6 +110,19 @@ def cut_documents(tokenizer: Any, sources: Sequence[Source], limit: int | None) 
         (query, document[: offsets[-1][1]] if len(offsets) == limit else document)
         for (query, document), offsets in zip(pairs, encoded["offset_mapping"], strict=True)
     ]
+
+
+def require_room(tokenizer: Any, sources: Sequence[Source], limit: int | None) -> None:
+    """Raises InvalidRequest for a limit below the special tokens: such a one leaves inputs as long as they are."""
+    if limit is None or not sources:
+        return
+    special = tokenizer.num_special_tokens_to_add(pair=isinstance(sources[0], tuple))
+    if limit < special:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens (max_tokens on /v2/embed) must be at least {special} here, the special tokens of "
+            f"an input, not {limit}.",
+            param="truncate_prompt_tokens",
+        )
 
 
 @contextmanager
@@ -177,6 +193,11 @@ class TokenizerEncoder:
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
         if sources and isinstance(sources[0], list):
             return [self._encode_ids(source, options) for source in sources]
+        if options.prompt is not None and sources and isinstance(sources[0], tuple):
+            raise InvalidRequest(
+                "instruction is for rerankers made of a text generator; this one was trained without instructions.",
+                param="instruction",
+            )
         return self._encode_texts(cut_documents(self._tokenizer, sources, options.document_limit), options)
 
     def _encode_ids(self, source: Source, options: EncodeOptions) -> Encoded:
@@ -188,8 +209,7 @@ class TokenizerEncoder:
         if max(ids) >= self._vocabulary:
             raise InvalidRequest(
                 f"Token id {max(ids)} is not in this model's vocabulary of {self._vocabulary}. Token ids must come "
-                "from this model's own tokenizer (POST /tokenize); send text where they come from another.",
-                param="input",
+                "from this model's own tokenizer (POST /tokenize); send text where they come from another."
             )
         return Encoded(source, len(ids), np.asarray(ids, dtype=np.int32))
 
@@ -197,6 +217,7 @@ class TokenizerEncoder:
         prompt = self._prompts.of(options)
         texts = [prompt + (source[0] if isinstance(source, tuple) else str(source)) for source in sources]
         pairs = [source[1] for source in sources if isinstance(source, tuple)] or None
+        require_room(self._tokenizer, sources, options.limit)
         with cutting_on_the_left(self._tokenizer, options.left):
             output = self._tokenizer(
                 texts,
@@ -229,14 +250,16 @@ class ModuleEncoder:
 
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
         if sources and isinstance(sources[0], list):
-            raise InvalidRequest("This model takes texts, not token ids.", param="input")
+            raise InvalidRequest("This model takes texts, not token ids.")
         if self._transformer is None and options.limit is not None and options.limit < self.max_tokens:
             raise InvalidRequest(
                 f"This model cuts its inputs at {self.max_tokens} tokens only; set truncate_prompt_tokens to -1.",
                 param="truncate_prompt_tokens",
             )
+        if self._is_text:
+            require_room(self._model.tokenizer, sources, options.limit)
         if options.left and not self._is_text:
-            raise InvalidRequest("This model cuts its inputs at their end only, not at their beginning.")
+            raise InvalidRequest(CUTS_ENDS, param="truncation_side")
         sources = cut_documents(self._model.tokenizer, sources, options.document_limit)
         counts = self._count_texts(sources, options) if self._is_text else self._count_each(sources, options)
         return [self._encoded(source, count, options) for source, count in zip(sources, counts, strict=True)]
