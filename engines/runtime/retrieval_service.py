@@ -17,8 +17,14 @@ from engines.runtime.pipeline import Pipeline, Result
 from engines.runtime.requests.cohere import cohere_embed_request
 from engines.runtime.requests.embeddings import EmbedRequest, embeddings_request
 from engines.runtime.requests.rerank import RerankRequest, rerank_request
-from engines.runtime.requests.scoring import classify_request, score_request
-from engines.runtime.requests.tei import is_tei_rerank, predict_request, tei_embed_request, tei_rerank_request
+from engines.runtime.requests.scoring import ScoreRequest, classify_request, score_request
+from engines.runtime.requests.tei import (
+    is_tei_rerank,
+    predict_request,
+    tei_embed_request,
+    tei_rerank_request,
+    tei_sparse_request,
+)
 from engines.runtime.requests.tokens import detokenize_request, tokenize_request
 from engines.runtime.retrieval import EncodeOptions, OutputKind, RetrievalModel, Rows, Source
 from engines.runtime.shapes import (
@@ -122,7 +128,7 @@ class RetrievalService:
 
     async def tei_embed_sparse(self, body: Body) -> Answer:
         self._expect("sparse")
-        result = await self._run(tei_embed_request(body, self._model))
+        result = await self._run(tei_sparse_request(body, self._model))
         return sparse_list(result.outputs)
 
     async def rerank(self, body: Body) -> Answer:
@@ -150,15 +156,23 @@ class RetrievalService:
         """Scores of a reranker, or of an embedder the similarities, for pairs of texts."""
         self._expect("score", "dense")
         request = score_request(body, self._model)
-        if self._model.kind == "score":
-            result, rows = await self._rows([*request.pairs], request.options, request.truncate, request.param)
-            scores = rows[:, 0]
-        else:
-            texts: list[Source] = [text for pair in request.pairs for text in pair]
-            result, rows = await self._rows(texts, request.options, request.truncate, request.param)
-            rows = normalized(rows)
-            scores = np.einsum("ij,ij->i", rows[0::2], rows[1::2])
-        return score_list(scores, result.tokens, request.model or self._name)
+        scores, tokens = await (self._judge(request) if self._model.kind == "score" else self._compare(request))
+        return score_list(scores, tokens, request.model or self._name)
+
+    async def _judge(self, request: ScoreRequest) -> tuple[Rows, int]:
+        """A reranker's score for each pair, and the tokens read."""
+        many = len(request.second) // len(request.first)
+        pairs: list[Source] = [*zip(request.first * many, request.second, strict=True)]
+        result, rows = await self._rows(pairs, request.options, request.truncate, request.second_param)
+        return rows[:, 0], result.tokens
+
+    async def _compare(self, request: ScoreRequest) -> tuple[Rows, int]:
+        """The cosine of each pair's embeddings, and the tokens read: of one text against many, only once its own."""
+        options, truncate = request.options, request.truncate
+        one, first = await self._rows(request.first, options, truncate, request.first_param)
+        other, second = await self._rows(request.second, options, truncate, request.second_param)
+        first, second = normalized(first), normalized(second)
+        return np.einsum("ij,ij->i", np.broadcast_to(first, second.shape), second), one.tokens + other.tokens
 
     async def classify(self, body: Body) -> bytes:
         self._expect("labels")

@@ -251,6 +251,11 @@ async def test_an_embedder_scores_by_cosine_and_takes_nothing_that_is_for_rerank
     one = served["dense"]
     answer = await one.post("/v1/score", text_1=QUERY, text_2=TEXTS)
     same([item["score"] for item in answer["data"]], unit(direct(one, TEXTS)) @ unit(direct(one, [QUERY]))[0])
+    tokens = sum(item.tokens for item in one.model.encoder.encode([QUERY, *TEXTS]))
+    assert answer["usage"]["prompt_tokens"] == tokens  # the one text is read once
+    answer = await one.post("/v1/score", text_1=TEXTS, text_2=TEXTS[::-1])
+    rows = unit(direct(one, TEXTS))
+    same([item["score"] for item in answer["data"]], (rows * rows[::-1]).sum(axis=1))
     for field, value in (("max_tokens_per_doc", 5), ("instruction", "find it")):
         assert field in await one.refusal("/v1/score", text_1=QUERY, text_2=TEXTS, **{field: value})
 

@@ -51,7 +51,7 @@ def _content(item: Any, index: int) -> str:
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise InvalidRequest(f"inputs[{index}].content may hold only parts of type text.", param="inputs")
-    return "\n".join(text(part, "inputs", index) for part in content)
+    return text("\n".join(text(part, "inputs", index) for part in content), "inputs", index)
 
 
 def _forms(body: Body) -> tuple[Form, ...]:

@@ -9,6 +9,8 @@ from engines.runtime.retrieval import InvalidRequest, Source
 
 MAX_TOKEN_ID = 2**31 - 1
 SHOWN_CHARACTERS = 40  # of a value that an error repeats
+MAX_CHARACTERS = 2_000_000  # of a text: tokenizing takes up to 200 bytes for each, and lets nobody else in meanwhile
+MAX_SHARED_CHARACTERS = 65_536  # of a text that is tokenized again with every one of many others
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -46,6 +48,16 @@ def integer(body: Body, param: str, low: int, high: int | None, why: str) -> int
     return value
 
 
+def followed(body: Body, unfollowed: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
+    """Raises InvalidRequest for a field that would change the answer and cannot be followed.
+
+    `unfollowed`: by the field's name, the values that ask for nothing else than what is done, and a hint.
+    """
+    for param, (harmless, hint) in unfollowed.items():
+        if body.get(param) is not None and body[param] not in harmless:
+            raise InvalidRequest(f"{param} {shown(body[param])} cannot be followed here: {hint}.", param=param)
+
+
 def choice(body: Body, param: str, choices: Sequence[str]) -> str | None:
     """One of `choices`, in any case; as it stands among them."""
     value = body.get(param)
@@ -61,14 +73,19 @@ def shown(value: Any) -> str:
     return repr(value)[:SHOWN_CHARACTERS]
 
 
-def text(value: Any, param: str, index: int | None = None) -> str:
-    """A string that is not empty; it may also stand in an object, under `text`."""
+def text(value: Any, param: str, index: int | None = None, most: int = MAX_CHARACTERS) -> str:
+    """A string of 1 to `most` characters; it may also stand in an object, under `text`."""
     if isinstance(value, dict):
         value = _text_of(value, param, index)
     if not isinstance(value, str):
         raise InvalidRequest(f"{_place(param, index)} must be a string.", param=param)
     if not value:
         raise InvalidRequest(f"{_place(param, index)} is an empty string.", param=param)
+    if len(value) > most:
+        raise InvalidRequest(
+            f"{_place(param, index)} has {len(value)} characters, but at most {most} are taken there; send less of it.",
+            param=param,
+        )
     return value
 
 

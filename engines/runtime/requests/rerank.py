@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from engines.runtime.requests.fields import Body, boolean, integer, listed, optional_string, required, text
+import orjson
+
+from engines.runtime.requests.fields import (
+    MAX_SHARED_CHARACTERS,
+    Body,
+    boolean,
+    integer,
+    listed,
+    optional_string,
+    required,
+    text,
+)
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel
 
@@ -35,15 +46,33 @@ def rerank_request(body: Body, model: RetrievalModel, *, return_documents: bool 
     shown = boolean(body, "return_documents", return_documents)
     document_limit = document_tokens(body)
     return RerankRequest(
-        query=text(required(body, "query"), "query"),
+        query=query(body),
         documents=_documents(items, _rank_fields(body)),
         param="documents",
-        returned=[item if isinstance(item, dict) else {"text": item} for item in items] if shown else None,
+        returned=_returned(items) if shown else None,
         options=EncodeOptions(cut.limit, cut.left, optional_string(body, "instruction"), document_limit),
         truncate=cut.cut or document_limit is not None,
         top_n=integer(body, "top_n", 1, None, "it is the number of results"),
         model=optional_string(body, "model"),
     )
+
+
+def query(body: Body) -> str:
+    return text(required(body, "query"), "query", most=MAX_SHARED_CHARACTERS)
+
+
+def _returned(items: list[Any]) -> list[Any]:
+    """The documents as objects. Raises InvalidRequest for one that can be read, but not written, for its nesting."""
+    for index, item in enumerate(items):
+        if isinstance(item, dict):
+            try:
+                orjson.dumps(item)
+            except TypeError as error:
+                raise InvalidRequest(
+                    f"documents[{index}] cannot be returned ({error}); set return_documents to false.",
+                    param="documents",
+                ) from None
+    return [item if isinstance(item, dict) else {"text": item} for item in items]
 
 
 def document_tokens(body: Body) -> int | None:
@@ -67,6 +96,8 @@ def _rank_fields(body: Body) -> list[str] | None:
         return None
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise InvalidRequest("rank_fields must be a list of names that is not empty.", param="rank_fields")
+    if len(set(value)) < len(value):  # repeated often enough, a small body would make documents of terabytes
+        raise InvalidRequest("rank_fields names a field twice.", param="rank_fields")
     return value
 
 
@@ -77,4 +108,4 @@ def _fields_of(document: dict[str, Any], names: list[str], index: int) -> str:
         raise InvalidRequest(f"documents[{index}] has no text in its field {missing!r}.", param="documents")
     if len(names) == 1:
         return text(str(document[names[0]]), "documents", index)
-    return "\n".join(f"{name}: {document[name]}" for name in names)
+    return text("\n".join(f"{name}: {document[name]}" for name in names), "documents", index)

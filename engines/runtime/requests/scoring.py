@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from engines.runtime.requests.embeddings import MAX_INPUTS
-from engines.runtime.requests.fields import Body, inputs, optional_string, required, texts
+from engines.runtime.requests.fields import (
+    MAX_SHARED_CHARACTERS,
+    Body,
+    followed,
+    inputs,
+    optional_string,
+    required,
+    text,
+    texts,
+)
 from engines.runtime.requests.rerank import MAX_DOCUMENTS, document_tokens
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
 
 SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
 
+# vLLM's ways to ask for what the model gave before its softmax or sigmoid.
+PROBABILITIES: Mapping[str, tuple[tuple[Any, ...], str]] = dict.fromkeys(
+    ("use_activation", "activation", "softmax"), ((True,), "scores are given after the model's own activation")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    pairs: list[tuple[str, str]]
-    param: str  # the field of the second texts
+    """`first` holds one text, or one for each of `second`. The params are the fields that they stood in."""
+
+    first: list[str]
+    second: list[str]
+    first_param: str
+    second_param: str
     options: EncodeOptions
     truncate: bool
     model: str | None = None
@@ -34,20 +54,23 @@ def score_request(body: Body, model: RetrievalModel) -> ScoreRequest:
     left, right = next((names for names in SIDES if all(name in body for name in names)), _nearest(body))
     first = texts(required(body, left), left, MAX_DOCUMENTS)
     second = texts(required(body, right), right, MAX_DOCUMENTS)
-    if len(first) == 1:
-        first = first * len(second)
-    if len(first) != len(second):
+    if len(first) == 1 < len(second):
+        text(first[0], left, most=MAX_SHARED_CHARACTERS)
+    elif len(first) != len(second):
         raise InvalidRequest(
             f"{left} has {len(first)} texts and {right} has {len(second)}; send one text against many, or as many.",
             param=right,
         )
+    followed(body, PROBABILITIES)
     if model.kind != "score":
         _only_of_rerankers(body)
     cut = truncation(body, model.encoder.max_tokens)
     document_limit = document_tokens(body)
     return ScoreRequest(
-        pairs=list(zip(first, second, strict=True)),
-        param=right,
+        first=first,
+        second=second,
+        first_param=left,
+        second_param=right,
         options=EncodeOptions(cut.limit, cut.left, optional_string(body, "instruction"), document_limit),
         truncate=cut.cut or document_limit is not None,
         model=optional_string(body, "model"),
@@ -70,6 +93,7 @@ def classify_request(body: Body, model: RetrievalModel) -> ClassifyRequest:
         raise InvalidRequest(
             f"labels: this model has its own, {', '.join(model.labels)}; it takes no others.", param="labels"
         )
+    followed(body, PROBABILITIES)
     cut = truncation(body, model.encoder.max_tokens)
     return ClassifyRequest(
         inputs=inputs(required(body, "input"), "input", MAX_INPUTS),

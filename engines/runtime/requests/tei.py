@@ -8,7 +8,7 @@ from typing import Any
 from engines.runtime.requests.embeddings import EmbedRequest, dimensions
 from engines.runtime.requests.fields import Body, boolean, inputs, listed, optional_string, required, text, texts
 from engines.runtime.requests.input_types import named_prompt
-from engines.runtime.requests.rerank import MAX_DOCUMENTS, RerankRequest
+from engines.runtime.requests.rerank import MAX_DOCUMENTS, RerankRequest, query
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
 
@@ -39,6 +39,13 @@ def tei_embed_request(body: Body, model: RetrievalModel, *, normalize: bool = Tr
     )
 
 
+def tei_sparse_request(body: Body, model: RetrievalModel) -> EmbedRequest:
+    for name in ("dimensions", "normalize"):
+        if body.get(name):
+            raise InvalidRequest(f"{name} is for dense embeddings; this model's are sparse.", param=name)
+    return tei_embed_request(body, model, normalize=False)
+
+
 def is_tei_rerank(body: Body) -> bool:
     """/rerank is a path of several protocols: TEI's has `texts` where the others have `documents`."""
     return "texts" in body
@@ -48,7 +55,7 @@ def tei_rerank_request(body: Body, model: RetrievalModel) -> RerankRequest:
     cut = truncation(body, model.encoder.max_tokens)
     documents = texts(listed(body["texts"], "texts", MAX_DOCUMENTS), "texts", MAX_DOCUMENTS)
     return RerankRequest(
-        query=text(required(body, "query"), "query"),
+        query=query(body),
         documents=documents,
         param="texts",
         returned=documents if boolean(body, "return_text", False) else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.runtime.requests.fields import Body, boolean, is_token_id, optional_string, required
+from engines.runtime.requests.fields import MAX_CHARACTERS, Body, boolean, is_token_id, optional_string, required
 from engines.runtime.retrieval import InvalidRequest
 
 
@@ -17,8 +17,8 @@ class TokenizeRequest:
 
 def tokenize_request(body: Body) -> TokenizeRequest:
     prompt = required(body, "prompt")
-    if not isinstance(prompt, str):
-        raise InvalidRequest("prompt must be a string.", param="prompt")
+    if not isinstance(prompt, str) or len(prompt) > MAX_CHARACTERS:
+        raise InvalidRequest(f"prompt must be a string of at most {MAX_CHARACTERS} characters.", param="prompt")
     optional_string(body, "model")
     return TokenizeRequest(
         prompt=prompt,
