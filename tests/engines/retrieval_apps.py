@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -43,7 +44,7 @@ class ServedModel:
     session: aiohttp.ClientSession
 
     async def send(self, path: str, data: bytes) -> tuple[int, Any]:
-        async with self.session.post(self.url + path, data=data) as response:
+        async with self.session.post(self.url + path, data=io.BytesIO(data)) as response:
             return response.status, await response.json()
 
     async def post(self, path: str, **body: Any) -> Any:

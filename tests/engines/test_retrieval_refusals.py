@@ -62,6 +62,10 @@ OWN_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "normalized": ("yes",),
         "late_chunking": (True, 3),
         "user": (3,),
+        "return_multivector": (True,),
+        "add_special_tokens": (False,),
+        "use_activation": (False,),
+        "output_dimension": (8,),
     },
     "/v2/embed": {
         "output_dimension": (0, 33, "8"),
@@ -77,11 +81,13 @@ OWN_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "top_n": (0, -1, "1", 1.5),
         "return_documents": ("yes",),
         "max_tokens_per_doc": (0, -5, "9"),
-        "rank_fields": ("title", [], [3]),
+        "rank_fields": ("title", [], [3], ["title", "title"]),
+        "instruction": (3, "find what answers the question"),
     },
     "/rerank": {"query": (None, "", 7), "return_text": ("yes",), "raw_scores": (1,)},
-    "/v1/score": {"text_1": (None, "", 7, ["a", "b"])},
-    "/v1/classify": {"labels": (["a", "b"],)},
+    "/embed_sparse": {"dimensions": (3,), "normalize": (True,)},
+    "/v1/score": {"text_1": (None, "", 7, ["a", "b"]), "instruction": ("find it",), "use_activation": (False,)},
+    "/v1/classify": {"labels": (["a", "b"],), "softmax": (False,)},
     "/predict": {"raw_scores": (True,)},
 }
 
@@ -139,6 +145,55 @@ async def test_a_text_that_is_too_long_is_refused_with_its_count_or_cut_where_as
         assert count is not None
         assert 0 <= int(count[1]) - len(text) // 4 < 16  # special tokens, a prompt, a query
     await served[model].post(path, **given, truncate=True)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_limit_below_the_special_tokens_never_lets_a_text_through_whole(
+    served: dict[str, ServedModel], path: str
+) -> None:
+    model, body, field = ROUTES[path]
+    limit = "max_tokens" if path == "/v2/embed" else "truncate_prompt_tokens"
+    given = body | {field: [[LONG]] if path == "/predict" else [LONG], "truncate": True, limit: 1}
+    assert limit in await served[model].refusal(path, **given)
+
+
+async def test_texts_of_very_many_characters_are_refused_before_they_are_tokenized(
+    served: dict[str, ServedModel],
+) -> None:
+    for path, (model, body, field) in ROUTES.items():
+        endless = "dog " * 500_001
+        given = body | {field: [[endless]] if path == "/predict" else [endless], "truncate": True}
+        message = await served[model].refusal(path, **given)
+        assert field in message
+        assert "has 2000004 characters, but at most 2000000" in message
+    endless = "dog " * 20_000  # with every document
+    for path, field in (("/v1/rerank", "query"), ("/rerank", "query"), ("/v1/score", "text_1")):
+        assert f"{field} has 80000 characters" in await served["reranker"].refusal(
+            path, **ROUTES[path][1] | {field: endless}
+        )
+    assert "prompt" in await served["dense"].refusal("/tokenize", prompt="dog " * 500_001)
+
+
+async def test_a_document_that_cannot_be_written_again_is_refused_or_left_out(served: dict[str, ServedModel]) -> None:
+    one, nested = served["reranker"], []
+    for _ in range(400):
+        nested = [nested]
+    documents = [{"text": "dog", "more": nested}]
+    assert "return_documents" in await one.refusal("/v1/rerank", query=QUERY, documents=documents)
+    await one.post("/v1/rerank", query=QUERY, documents=documents, return_documents=False)
+
+
+async def test_what_a_model_cannot_read_is_refused_naming_the_field_of_the_route(
+    served: dict[str, ServedModel],
+) -> None:
+    assert "inputs: Token id 9999 is not in" in await served["dense"].refusal("/embed", inputs=[[9999]])
+    assert "inputs: This model takes texts" in await served["colbert"].refusal("/embed_all", inputs=[[3]])
+
+
+async def test_an_embedder_names_the_text_that_is_too_long_to_be_scored(served: dict[str, ServedModel]) -> None:
+    one = served["dense"]
+    assert "text_1[0] has 3002 tokens" in await one.refusal("/v1/score", text_1=LONG, text_2=TEXTS)
+    assert "text_2[1] has 3002 tokens" in await one.refusal("/v1/score", text_1=QUERY, text_2=["dog", LONG])
 
 
 @pytest.mark.parametrize("path", ROUTES)

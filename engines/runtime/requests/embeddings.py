@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from engines.runtime.requests.fields import Body, boolean, inputs, integer, optional_string, required, shown
+from engines.runtime.requests.fields import Body, boolean, followed, inputs, integer, optional_string, required, shown
 from engines.runtime.requests.input_types import kind_of
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
 
 MAX_INPUTS = 2048  # of one request, as OpenAI
+
+# Fields of Jina's, vLLM's, Mistral's and Voyage's clients.
+UNFOLLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "late_chunking": ((False,), "send each chunk as an input"),
+    "return_multivector": ((False,), "/v1/multi-vector gives several vectors for each input"),
+    "add_special_tokens": ((True,), "send token ids to leave special tokens out"),
+    "use_activation": ((True,), "embeddings are given as the model's own modules make them"),
+    "output_dimension": ((), "it is called dimensions"),
+    "output_dtype": (("float",), "it is called embedding_type"),
+    "truncation": ((False,), "it is called truncate"),
+}
 
 Form: TypeAlias = Literal["float", "base64", "binary", "ubinary"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -33,8 +45,7 @@ class EmbedRequest:
 
 def embeddings_request(body: Body, model: RetrievalModel) -> EmbedRequest:
     """OpenAI's fields, with Jina's `task`, `embedding_type`, `normalized`, `truncate` and Cohere's `input_type`."""
-    if boolean(body, "late_chunking", False):
-        raise InvalidRequest("late_chunking is not supported; send each chunk as an input.", param="late_chunking")
+    followed(body, UNFOLLOWED)
     optional_string(body, "user")
     cut = truncation(body, model.encoder.max_tokens)
     side, prompt = kind_of(body, "input_type" if body.get("input_type") is not None else "task", model.prompts)

@@ -32,7 +32,7 @@ def kind_of(body: Body, param: str, prompts: Prompts) -> tuple[Side | None, str 
     if name is None:
         return None, None
     side = _side(name)
-    if prompts.get(name):
+    if name in prompts:
         return side, prompts[name]
     for names in (QUERY, DOCUMENT, *OTHERS):
         if name.lower() in names:
