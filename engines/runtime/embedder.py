@@ -23,8 +23,9 @@ from models.types import Task
 class Embedder:
     """Rows are embeddings, normalized where the model's own modules normalize (or `args.normalize` asks for it).
 
-    A folder without modules.json gets sentence-transformers' default: the mean of a plain encoder's token vectors, the
-    last one of a text generator's, which is scaled to length 1 as such models are published.
+    A folder without modules.json is pooled as its 1_Pooling says, or by sentence-transformers' default: the mean of a
+    plain encoder's token vectors, the last one of a text generator's. The last one is scaled to length 1, as such
+    models are published.
     """
 
     task = Task.EMBED
@@ -40,6 +41,7 @@ class Embedder:
         bare = is_bare(model_path)
         if bare:
             read_as_text(self._model, pairs=False)
+            _pool_as_declared(self._model, model_path)
         self._normalize = bare and _takes_last_token(self._model) if args.normalize is None else args.normalize
         self.prompts: Mapping[str, str] = Prompts(self._model).offered()
         self.tokenizer: Any = self._model.tokenizer
@@ -63,6 +65,12 @@ class Embedder:
 def is_bare(model_path: str) -> bool:
     """Whether sentence-transformers' defaults make the model, in place of modules.json."""
     return not Path(model_path, "modules.json").is_file()
+
+
+def _pool_as_declared(model: SentenceTransformer, model_path: str) -> None:
+    """What is left of a folder that was copied without modules.json may still hold how its tokens are pooled."""
+    if Path(model_path, "1_Pooling", "config.json").is_file() and isinstance(model[-1], Pooling):
+        model[-1] = Pooling.load(model_path, subfolder="1_Pooling", local_files_only=True)
 
 
 def _takes_last_token(model: SentenceTransformer) -> bool:

@@ -116,6 +116,9 @@ def module_folders(documents: Documents) -> list[str]:
 
 def missing_modules(documents: Documents) -> list[str]:
     """Modules that cannot do without their config.json, and have none yet."""
+    if documents.modules is None and "1_Pooling" in documents.folder.dirs:
+        known = "1_Pooling/config.json" in documents.folder.files
+        return [] if known else ["1_Pooling/config.json is missing"]
     return [
         f"{printable(str(module['path']))}/config.json is missing, which modules.json needs"
         for module in documents.modules or ()
@@ -140,7 +143,7 @@ def clues(documents: Documents, model_id: str) -> Clues:
         architectures=tuple(name for name in architectures if name),
         modules=None if modules is None else tuple(str(module.get("type")) for module in modules),
         sentence_kind=documents.sentence_kind,
-        has_pooling="1_Pooling/config.json" in documents.folder.files or "1_Pooling" in documents.folder.dirs,
+        has_pooling="1_Pooling" in documents.folder.dirs,
         is_adapter=documents.adapter is not None,
         is_pipeline="model_index.json" in documents.folder.files,
         template=_template(documents),

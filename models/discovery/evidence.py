@@ -39,7 +39,7 @@ class Clues:
     architectures: tuple[str, ...] = ()
     modules: tuple[str, ...] | None = None  # types in modules.json
     sentence_kind: str | None = None  # model_type of config_sentence_transformers.json
-    has_pooling: bool = False  # 1_Pooling/config.json
+    has_pooling: bool = False  # a folder 1_Pooling
     is_adapter: bool = False
     is_pipeline: bool = False  # model_index.json
     template: str | None = None
@@ -115,11 +115,7 @@ def _by_structure(clues: Clues) -> Verdict | None:
     if clues.modules is not None:
         return _by_modules(clues, clues.modules)
     if clues.has_pooling:
-        return Verdict(
-            Task.EMBED,
-            ["1_Pooling: a sentence-transformers embedding model"],
-            "there is no modules.json that says how its vectors are made; copy it into the folder too",
-        )
+        return Verdict(Task.EMBED, ["1_Pooling: a sentence-transformers embedding model", _POOLED])
     return None
 
 
@@ -188,6 +184,7 @@ def _by_architecture(clues: Clues) -> Verdict | None:
 
 
 _MEAN = "no modules.json: the mean of the token vectors, sentence-transformers' default"
+_POOLED = "no modules.json: 1_Pooling says how token vectors become one, and nothing whether that is scaled to length 1"
 _LAST = "no modules.json: the last token's vector, scaled to length 1, as text generators that embed are published"
 
 
@@ -238,6 +235,11 @@ def _generative(clues: Clues, reason: str) -> Verdict:
 
 # Whose published way of scoring goes by the architecture of the text generator.
 _RERANK_METHODS = {"Qwen3ForCausalLM": Method.QWEN3_RERANKER, "GemmaForCausalLM": Method.BGE_RERANKER}
+# Others were trained otherwise: Contextual AI's rerankers are Qwen3ForCausalLM too, and score by another token.
+_RERANK_METHOD_NAMES = {
+    Method.QWEN3_RERANKER: re.compile(r"qwen-?3", re.IGNORECASE),
+    Method.BGE_RERANKER: re.compile(r"bge", re.IGNORECASE),
+}
 _METHOD_REASONS = {
     Method.QWEN3_RERANKER: "no modules.json: scored as Qwen3-Reranker is published, by its template and yes against no",
     Method.BGE_RERANKER: "no modules.json: scored as bge-reranker-v2-gemma is published, by its prompt and Yes",
@@ -246,7 +248,7 @@ _METHOD_REASONS = {
 
 def _causal_reranker(clues: Clues, reason: str) -> Verdict:
     method = _RERANK_METHODS.get(clues.architectures[0]) if clues.architectures else None
-    if method is not None:
+    if method is not None and _RERANK_METHOD_NAMES[method].search(clues.name):
         return Verdict(Task.RERANK, [reason, _METHOD_REASONS[method]], method=method)
     unserved = (
         "a reranker made of a text generator needs a modules.json that says how it scores; use its "

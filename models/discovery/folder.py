@@ -88,9 +88,9 @@ def list_folder(path: str, boundary: Boundary) -> Folder:
     """Lists `path`, and its subfolders too if it is a sentence-transformers one (only those keep files there)."""
     folder = Folder(path)
     _list_into(folder, "", boundary)
-    if "modules.json" in folder.files:
-        for name in list(folder.dirs):
-            _list_below(folder, name, boundary, depth=1)
+    modules = folder.dirs if "modules.json" in folder.files else [name for name in folder.dirs if name == "1_Pooling"]
+    for name in modules:
+        _list_below(folder, name, boundary, depth=1)
     return folder
 
 

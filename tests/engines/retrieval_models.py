@@ -193,10 +193,10 @@ def make_static_embedder(path: Path) -> Path:
 
 
 def make_prompted_embedder(path: Path, **pooling: Any) -> Path:
-    """Mean pooling, with prompts for queries and documents."""
+    """Mean pooling unless said otherwise, with prompts for queries and documents."""
     bare = save_bert(path.with_name(f"{path.name}-backbone"), BertModel(bert_config()))
     prompts = {"query": "query : ", "document": "passage : "}
-    model = SentenceTransformer(modules=[Transformer(str(bare)), Pooling(32, "mean", **pooling)], prompts=prompts)
+    model = SentenceTransformer(modules=[Transformer(str(bare)), Pooling(32, **pooling)], prompts=prompts)
     model.save_pretrained(str(path), create_model_card=False)
     return path
 

@@ -145,6 +145,8 @@ RERANKERS = [
              "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"}],
             "1_LogitScore/config.json": {"true_token_id": 9693, "false_token_id": 2152}}, Task.RERANK,
         reason="modules.json: a cross-encoder", facts={"method": None}),
+    Row("ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b", chat("Qwen3ForCausalLM", "qwen3"), Task.RERANK,
+        UNUSABLE, reason="if it was trained as those were", facts={"method": None}),
     Row("tomaarsen/Qwen3-Reranker-0.6B-seq-cls", chat("Qwen3ForSequenceClassification", "qwen3", **labels(1)),
         Task.RERANK),
     Row("cross-encoder/ms-marco-MiniLM-L6-v2", encoder("BertForSequenceClassification", "bert", **labels(1),
@@ -224,8 +226,8 @@ OTHERS = [
             POOLED[0], {"idx": 1, "name": "1", "path": "", "type": "pylate.models.Other"}]}, Task.EMBED, UNUSABLE,
         reason="module type pylate.models.Other"),
     Row("someone/pooling-without-modules", {**encoder("BertModel", "bert"),
-            "1_Pooling/config.json": {"pooling_mode_cls_token": True}}, Task.EMBED, UNUSABLE,
-        reason="there is no modules.json"),
+            "1_Pooling/config.json": {"pooling_mode_cls_token": True}}, Task.EMBED,
+        reason="1_Pooling says how token vectors become one"),
     Row("someone/asymmetric-router", {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": ST + "Router"}],
             "router_config.json": {"structure": {"query": ["query_0_Dense"], "document": ["document_0_Transformer"]}},
             "config_sentence_transformers.json": {"model_type": "SentenceTransformer"},
@@ -290,6 +292,8 @@ BROKEN = [
         reason="2_Dense/model.safetensors is half-copied"),
     Row("broken/no-pooling-yet", {k: v for k, v in embedder("BertModel", "bert").items() if "Pooling" not in k},
         Task.EMBED, INCOMPLETE, reason="1_Pooling/config.json is missing"),
+    Row("broken/pooling-under-way", {**encoder("BertModel", "bert"), "1_Pooling/README.md": "x"}, Task.EMBED,
+        INCOMPLETE, reason="1_Pooling/config.json is missing"),
     Row("broken/plain-base", {**chat("LlamaForCausalLM", "llama"), "tokenizer_config.json": PLAIN}, Task.COMPLETION),
 ]  # fmt: skip
 
