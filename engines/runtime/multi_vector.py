@@ -67,7 +67,9 @@ class SidedEncoder(ModuleEncoder):
     def _encoded(self, source: Source, count: int, options: EncodeOptions) -> Encoded:
         most, least = self._bounds(options)
         if options.limit is not None:
-            count = min(count, options.limit, most)
+            most_allowed = min(options.limit, most)  # a longer one would take the place of the side's own
+            options = replace(options, limit=most_allowed)
+            count = min(count, most_allowed)
         return Encoded(source, max(count, least), options=options, most=most)
 
     def _bounds(self, options: EncodeOptions) -> tuple[int, int]:

@@ -88,6 +88,13 @@ def test_a_plain_encoder_gives_the_mean_of_its_token_vectors_and_says_so(folder:
     assert (model.task, model.kind, model.width) == (Task.EMBED, "dense", 32)
 
 
+def test_a_folder_without_modules_is_pooled_as_its_1_pooling_says(folder: Path) -> None:
+    path = made.make_prompted_embedder(folder / "no-modules", pooling_mode="cls")
+    reference = SentenceTransformer(str(path), device="cpu").encode(TEXTS)
+    (path / "modules.json").unlink()
+    same(run(load(made.judged(path)), TEXTS), reference)
+
+
 def test_prompts_by_name_and_by_side_equal_encode_query_and_encode_document(folder: Path) -> None:
     path = made.make_prompted_embedder(folder / "prompted")
     model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
@@ -365,6 +372,15 @@ def test_a_colbert_query_over_its_fixed_length_is_refused_or_cut_where_asked(fol
     cut = encode_within(model.encoder, [long], options, "input", truncate=True)
     same(model.forward(cut)[0], reference.encode_query([long], convert_to_numpy=True)[0])
     assert len(encode_within(model.encoder, [long], WHOLE, "input", truncate=False)) == 1
+
+
+def test_a_colbert_document_is_cut_at_the_length_of_documents_not_of_the_encoder(folder: Path) -> None:
+    path = made.make_colbert(folder / "colbert-documents")
+    model, reference = load(made.judged(path)), MultiVectorEncoder(str(path), device="cpu")
+    long = "steam " * 200
+    [cut] = encode_within(model.encoder, [long], EncodeOptions(side="document"), "input", truncate=True)
+    assert cut.tokens == 64
+    same(model.forward([cut])[0], reference.encode_document([long], convert_to_numpy=True)[0])
 
 
 def test_a_module_that_tokenizes_and_others_that_use_its_tokenizer_wait_for_each_other(
