@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,8 @@ async def test_bulk_passes_are_as_short_as_those_of_queries_while_such_come(monk
         nonlocal now_s
         now_s += 0.001 * len(batch) * batch[0].tokens
         if batch[0].tokens != 8:
+            if not bulk_batches:
+                asyncio.run_coroutine_threadsafe(waits(line, 4 * (3000 - len(batch))), loop).result(WAIT_S)
             bulk_batches.append(len(batch))
             if len(bulk_batches) < 20:
                 asyncio.run_coroutine_threadsafe(send_query(), loop).result(WAIT_S)
@@ -339,14 +342,14 @@ async def test_bulk_passes_are_as_short_as_those_of_queries_while_such_come(monk
                 now_s += batch_worker.RECENT_S
         return np.array([[item.tokens] for item in batch], dtype=np.float32)
 
-    monkeypatch.setattr(batch_worker.time, "monotonic", lambda: now_s)
-    async with pipeline_of(forward, limits=BatchLimits(tokens=400, items=100, fixed_tokens=0)) as line:
-        bulk = await computed(line, *[4] * 1000)
+    monkeypatch.setattr(batch_worker, "time", SimpleNamespace(monotonic=lambda: now_s))
+    async with pipeline_of(forward, limits=BatchLimits(tokens=1000, items=1000, fixed_tokens=0)) as line:
+        bulk = await computed(line, *[4] * 3000)
         assert await asyncio.gather(*queries) == [[8]] * 19
-    assert bulk == [4] * 1000
+    assert bulk == [4] * 3000
     assert bulk_batches[0] > 20  # before any query came
     assert set(bulk_batches[12:25]) == {2}
-    assert all(20 < count <= 25 for count in bulk_batches[26:-1])  # BULK_PASS_S is 25
+    assert all(100 < count <= 125 for count in bulk_batches[26:-1])  # BULK_PASS_S is 125
 
 
 async def test_work_between_passes_runs_alone() -> None:
