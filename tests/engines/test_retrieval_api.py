@@ -17,6 +17,7 @@ import pytest_asyncio
 from cohere.core import ApiError
 from numpy.typing import NDArray
 
+from engines.runtime.requests.input_types import kind_of
 from engines.runtime.retrieval import WHOLE, EncodeOptions
 from tests.engines.retrieval_apps import LONG, QUERY, TEXTS, ServedModel, serving_each_kind
 
@@ -66,6 +67,10 @@ async def test_an_input_type_chooses_the_prompt_that_the_model_has_for_it(
         for name in names:
             same(rows_of(await one.post("/v1/embeddings", input=TEXTS, **{field: name})), expected)
     same((await one.post("/v2/embed", texts=TEXTS, input_type=names[0]))["embeddings"]["float"], expected)
+
+
+async def test_an_empty_prompt_of_the_model_s_own_stands_in_for_its_default_one() -> None:
+    assert kind_of({"task": "summary"}, "task", {"summary": "", "web": "search: "}) == (None, "")
 
 
 async def test_the_three_sides_differ_so_that_the_test_before_shows_something(served: dict[str, ServedModel]) -> None:
