@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from engines.runtime.batch_worker import BatchWorker
 from engines.runtime.batching import BatchLimits
-from engines.runtime.retrieval import WHOLE, EncodeOptions, Outputs, RetrievalModel, Source, encode_within
+from engines.runtime.retrieval import (
+    WHOLE,
+    EncodeOptions,
+    InvalidRequest,
+    Outputs,
+    RetrievalModel,
+    Source,
+    encode_within,
+)
 
 CHUNK_TEXTS = 64  # of one turn of the tokenizer thread: a few ms
 CHUNK_CHARACTERS = 65_536
@@ -61,12 +69,19 @@ class Pipeline:
         return self._worker.waiting_tokens
 
     async def run(
-        self, sources: Sequence[Source], options: EncodeOptions = WHOLE, *, truncate: bool = False, param: str = "input"
+        self,
+        sources: Sequence[Source],
+        options: EncodeOptions = WHOLE,
+        *,
+        truncate: bool = False,
+        param: str = "input",
+        most_tokens: int | None = None,
     ) -> Result:
         """The outputs of `sources`, in their order. Cancelled, what has not begun is dropped.
 
         An input of more tokens than `options.limit` (None: than the model takes) is cut with `truncate`, else refused.
-        Raises TooLong or InvalidRequest naming `param`, and Busy where too much waits already.
+        `most_tokens` bounds what all inputs have together. Raises TooLong or InvalidRequest naming `param`, and Busy
+        where too much waits already.
         """
         if not sources:
             return Result(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64))
@@ -78,6 +93,12 @@ class Pipeline:
                 )
                 short = characters <= INLINE_CHARACTERS and len(chunk) == len(sources)
                 await self._worker.add(job, await self.tokenizer_call(encode, short=short))
+                if most_tokens is not None and job.input_tokens.sum() > most_tokens:
+                    raise InvalidRequest(
+                        f"{param} has more than {most_tokens} tokens in all, each of which would get a vector. Send it "
+                        "in several requests.",
+                        param=param,
+                    )
                 if job.future.done():  # failed
                     break
             return Result(await job.future, job.input_tokens)

@@ -50,6 +50,8 @@ SERVED: Mapping[OutputKind, tuple[str, str]] = {
     "labels": ("a classifier", "/v1/classify and /predict"),
 }
 
+MAX_NUMBERS = 2**25  # in an answer with a vector for each token: 128 MiB, and several times that as JSON
+
 Body: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = bytes | Pieces
 
@@ -234,8 +236,9 @@ class RetrievalService:
         return result, rows
 
     async def _run(self, request: EmbedRequest) -> Result:
+        most_tokens = MAX_NUMBERS // self._model.width if self._model.kind == "multi_vector" else None
         result = await self._pipeline.run(
-            request.inputs, request.options, truncate=request.truncate, param=request.param
+            request.inputs, request.options, truncate=request.truncate, param=request.param, most_tokens=most_tokens
         )
         for output in result.outputs:
             check_finite(output, request.param)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from engines.runtime import retrieval_service
 from tests.engines.retrieval_apps import LONG, QUERY, TEXTS, ServedModel, serving_each_kind, told
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -216,3 +217,12 @@ async def test_a_model_that_gives_no_numbers_is_no_success(
     assert (status, answer["error"]["code"]) == (500, "model_fault")
     monkeypatch.undo()
     await still_answers(one, "/v1/embeddings")
+
+
+async def test_an_answer_with_a_vector_for_each_token_is_bounded(
+    served: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = served["colbert"]
+    monkeypatch.setattr(retrieval_service, "MAX_NUMBERS", 40 * one.model.width)
+    assert (await one.post("/v1/multi-vector", input=TEXTS[:1]))["data"]
+    assert "more than 40 tokens" in await one.refusal("/v1/multi-vector", input=TEXTS * 100)
