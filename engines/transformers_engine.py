@@ -35,8 +35,10 @@ class TransformersFactory:
     def __init__(self, context: EngineContext) -> None:
         self._context = context
         self._backends = context.cache_dir / "backends"
-        # Remote code, where a user allows it, is copied to this cache before it is imported.
-        env = {"HF_HOME": str(context.cache_dir / "huggingface"), "HF_HUB_OFFLINE": "1"}
+        # Remote code, where a user allows it, is copied to this cache before it is imported. Of several arenas glibc's
+        # allocator would give back to the system only what is free in the main one, whatever it is told.
+        huggingface = str(context.cache_dir / "huggingface")
+        env = {"HF_HOME": huggingface, "HF_HUB_OFFLINE": "1", "MALLOC_ARENA_MAX": "1"}
         self._launcher = Launcher(NAME, RUNTIME_MODULE, context, env=env)
 
     def accepts(self, spec: ModelSpec) -> Verdict:
