@@ -101,11 +101,14 @@ async def ask(one: Clients, scale: float) -> list[tuple[str, int, float]]:
 
 
 async def _warm(one: Clients) -> None:
-    """Ordinary work of both models."""
+    """Ordinary work of both models: short texts, and some as long as the models take."""
     documents = texts(128)
+    long = {"truncate_prompt_tokens": -1}
     for _ in range(3):
         await at_once(one, EMBEDDER, documents)
-        await one.post("/v1/rerank", {"model": RERANKER, "query": "a quiet river", "documents": documents})
+        await one.post("/v1/embeddings", long | {"model": EMBEDDER, "input": ["of " * 600] * 16})
+        body = {"model": RERANKER, "query": "a quiet river", "documents": documents + ["of " * 3000] * 16}
+        await one.post("/v1/rerank", body | long)
 
 
 async def engines(server: Server, one: Clients) -> Gauges:
