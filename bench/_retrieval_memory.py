@@ -21,6 +21,7 @@ DOCUMENTS = 10_000
 LONG_TEXT_BYTES = 10**6
 TIMES = 2  # each request: what is kept for good shows in the second, what is lost grows with it
 POLL_S = 0.1
+CALM_S = 5.0  # after ordinary work, for what it freed to go back
 SETTLE_S = 15.0  # for memory to come back
 MIB = 2**20
 
@@ -135,6 +136,7 @@ async def memory(server: Server, scale: float) -> dict[str, float]:
     async with clients(server.url) as one:
         gauges = await engines(server, one)
         await _warm(one)
+        await asyncio.sleep(CALM_S)
         for gauge in gauges.of.values():
             gauge.before = gauge.read()
         answered: list[tuple[str, int, float]] = []
