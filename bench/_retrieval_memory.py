@@ -21,6 +21,7 @@ DOCUMENTS = 10_000
 LONG_TEXT_BYTES = 10**6
 TIMES = 2  # each request: what is kept for good shows in the second, what is lost grows with it
 POLL_S = 0.1
+WARM_ROUNDS = 6  # enough for the engines to give back what they freed: they do not care about a little
 CALM_S = 5.0  # after ordinary work, for what it freed to go back
 SETTLE_S = 15.0  # for memory to come back
 MIB = 2**20
@@ -105,7 +106,7 @@ async def _warm(one: Clients) -> None:
     """Ordinary work of both models: short texts, and some as long as the models take."""
     documents = texts(128)
     long = {"truncate_prompt_tokens": -1}
-    for _ in range(3):
+    for _ in range(WARM_ROUNDS):
         await at_once(one, EMBEDDER, documents)
         await one.post("/v1/embeddings", long | {"model": EMBEDDER, "input": ["of " * 600] * 16})
         body = {"model": RERANKER, "query": "a quiet river", "documents": documents + ["of " * 3000] * 16}
