@@ -236,6 +236,7 @@ def test_the_whole_run_goes_through_all_parts_and_leaves_nothing(
     monkeypatch.setattr(gpu, "PACKAGES", {"vllm": "vllm"})
     monkeypatch.setattr(gpu, "GIB", 1 << 26)  # of the file for the page cache
     monkeypatch.setattr(_gpu_limits, "pcie_gb_s", copies)
+    before = set(marked_processes(os.getpid()))
     assert gpu.main(["--scratch", str(tmp_path), "--sizes", "0.001,0.01", "--cycles", "2"]) == 0
     last = dict(figure.split("=") for figure in capsys.readouterr().out.splitlines()[-1].split())
     for size in ("0.001gb", "0.01gb", "0.001gb_compiled"):
@@ -243,7 +244,7 @@ def test_the_whole_run_goes_through_all_parts_and_leaves_nothing(
     assert {"first_start_s_0.001gb", "left_awake1_mib_0.001gb", "left_starts_mib_0.001gb"} <= set(last)
     assert (last["left_out"], last["failed"]) == ("1", "0")  # two models at once need an embedding model
     assert list(tmp_path.iterdir()) == []
-    assert marked_processes(os.getpid()) == []
+    assert set(marked_processes(os.getpid())) <= before
 
 
 def test_the_packages_that_are_looked_for_are_those_that_the_engines_import() -> None:
