@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,7 @@ from models.types import Method, Task
 from tests.engines import retrieval_models as made
 from tests.engines.retrieval_running import DOCUMENTS, QUERY, load, pairs, run, same
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost models as small as these more than they gain, and on a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def qwen3_reference(path: Path, instruction: str, documents: Sequence[str], max_length: int) -> list[float]:

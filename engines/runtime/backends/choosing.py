@@ -54,7 +54,7 @@ def choose(model_path: str, args: TransformersArgs) -> TransformersArgs:
         return args
     weights_bytes = float32_bytes(Path(model_path))
     among = candidates(Path(model_path), args, weights_bytes)
-    if all(each.backend == "torch" for each in among) and len(among) == 1:
+    if len(among) == 1 and among[0].backend == "torch":
         return resolved(args, among[0])
     cache = Path(args.cache_dir)
     folder, key = kept.folder_of(cache, model_path), key_of(model_path, args, among)
