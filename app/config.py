@@ -18,6 +18,8 @@ from pydantic_settings import (
 )
 
 from app.config_source import ENV_PREFIX, ConfigError, ConfigFile, check_environment, explain, read_config_file
+from app.engine_config import EngineConfig
+from engines.base import Declaration
 from models.scheduling.policy import Policy
 from models.types import ModelOverrides, Task
 
@@ -55,14 +57,6 @@ class ModelConfig(BaseModel):
         values = {name: getattr(self, name) for name in ModelOverrides.__dataclass_fields__}
         values["kv_cache_bytes"] = None if self.kv_cache_bytes is None else int(self.kv_cache_bytes)
         return ModelOverrides(**values)
-
-
-class EngineConfig(BaseModel):
-    """One entry under `engines:`: arguments for every model of that engine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    args: dict[str, Any] = Field(default_factory=dict)
 
 
 class Settings(BaseSettings):
@@ -158,6 +152,8 @@ class Settings(BaseSettings):
     # Models and engines
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     engines: dict[str, EngineConfig] = Field(default_factory=dict)
+    allow_install: bool = False
+    """Lets engines that name `requirements` install them on first use, in an environment of their own."""
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -216,6 +212,10 @@ class Settings(BaseSettings):
         given = self.sleep_memory_bytes
         return Policy(**{**values, "sleep_memory_bytes": measured_sleep_bytes if given is None else int(given)})
 
+    def declarations(self) -> dict[str, Declaration]:
+        """What is configured of each engine besides its arguments, by name."""
+        return {name: config.declaration(allow_install=self.allow_install) for name, config in self.engines.items()}
+
     def overrides(self) -> dict[str, ModelOverrides]:
         """What is configured of each model, by id."""
         return {model_id: config.overrides() for model_id, config in self.models.items()}
@@ -246,7 +246,7 @@ def known_keys() -> dict[str, list[str]]:
     return {
         "": list(Settings.model_fields),
         "models.*": list(ModelConfig.model_fields),
-        "engines.*": list(EngineConfig.model_fields),
+        "engines.*": [field.alias or name for name, field in EngineConfig.model_fields.items()],
     }
 
 

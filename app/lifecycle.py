@@ -18,6 +18,7 @@ from app.lazy import LazyApp
 from app.reload import ConfigReloader
 from app.state import AppState
 from app.upstream import Upstreams
+from models.sources import FOLDER, Sources
 from models.types import ModelOverrides, ModelSpec
 from utils.logging import logger
 
@@ -46,9 +47,16 @@ class Lifecycle:
     """Starts and ends what the app consists of; the only writer of `AppState.phase`."""
 
     def __init__(
-        self, state: AppState, scanner: Scans, make_watcher: MakeWatcher, upstreams: Upstreams, control: LazyApp
+        self,
+        state: AppState,
+        scanner: Scans,
+        make_watcher: MakeWatcher,
+        upstreams: Upstreams,
+        control: LazyApp,
+        sources: Sources,
     ) -> None:
         self._state = state
+        self._sources = sources
         self._scanner = scanner
         self._make_watcher = make_watcher
         self._watcher: Watches | None = None
@@ -115,7 +123,7 @@ class Lifecycle:
             logger.exception("{}", what)
 
     def _on_models(self, specs: Sequence[ModelSpec]) -> None:
-        self._state.manager.catalog.replace(specs)
+        self._sources.put(FOLDER, specs)
         self._announcer.tell(specs)
         missing = self._settings.models.keys() - {spec.id for spec in specs}
         if missing != self._missing:

@@ -22,11 +22,12 @@ from app.run_dir import RunDir
 from app.server import DrainingServer, bind, server_config
 from app.state import AppState
 from app.upstream import Upstreams
-from engines.base import EngineContext
+from engines.base import Declaration, EngineContext, ListsModels
 from engines.registry import Engines, create_factories
 from models.catalog import Catalog
 from models.discovery.scanner import Scanner
 from models.manager import ModelManager
+from models.sources import Sources
 from utils.access_log import AccessLog
 from utils.logging import logger, set_up_logging
 from utils.telemetry import Metrics, ModelGauge, Snapshot
@@ -77,7 +78,7 @@ def build(
     """The whole app, cold. Tests give engines, a scanner and a watcher of their own."""
     _make_folders(settings)
     device = _device(settings)
-    engines = engines or create_factories(_context_for(settings, run_dir, device))
+    engines = engines or create_factories(_context_for(settings, run_dir, device), settings.declarations())
     for name, why in engines.errors.items():
         logger.error("Engine {} cannot be used: {}", name, why)
     for name in settings.engines.keys() - engines.factories.keys() - engines.errors.keys():
@@ -97,7 +98,11 @@ def build(
     folder = Scanner(settings.models_dir, settings.overrides())
     make_watcher = make_watcher or partial(_folder_watcher, settings, folder)
     control = LazyApp(partial(_control_app, state))
-    lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams, control)
+    sources = Sources(manager.catalog)
+    for name, factory in engines.factories.items():
+        if isinstance(factory, ListsModels):
+            factory.follow(partial(sources.put, name))
+    lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams, control, sources)
     return Roundhouse(_gate(settings, state, lifecycle, upstreams, control), lifecycle, state)
 
 
@@ -150,6 +155,7 @@ def _device(settings: Settings) -> Device:
 
 def _context_for(settings: Settings, run_dir: Path, device: Device) -> Callable[[str], EngineContext]:
     kv_cache_bytes = None if settings.kv_cache_bytes is None else int(settings.kv_cache_bytes)
+    declared = settings.declarations()
 
     def context(name: str) -> EngineContext:
         config = settings.engines.get(name)
@@ -162,6 +168,8 @@ def _context_for(settings: Settings, run_dir: Path, device: Device) -> Callable[
             kv_cache_bytes=kv_cache_bytes,
             budget_bytes=device.budget_bytes,
             retrieval_bytes=int(settings.retrieval_share * device.budget_bytes),
+            name=name,
+            declared=declared.get(name, Declaration()),
         )
 
     return context

@@ -15,14 +15,15 @@ from typing import NoReturn
 import aiohttp
 import orjson
 
-from app.asgi import Bodies, Exchange
+from app.asgi import Bodies, ClientGone, Exchange
 from app.default_model import default_model
 from app.errors import Header, render_event
 from app.request_body import RequestBody, parse_body, parse_document
 from app.routes import Route, check_task
 from app.state import AppState
-from app.upstream import BROKEN, UNREACHABLE, Upstreams
+from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstreams
 from app.waiting import Told, Wait, WaitTexts
+from engines.base import Outcome
 from models.errors import Busy, EngineGone, RoundhouseError
 from models.manager import Lease
 from models.types import ModelSpec
@@ -33,6 +34,7 @@ RETRY_PAUSE_S = 0.2  # for the manager to hear of the end of an engine, before a
 ATTEMPTS = 2
 EVENT_STREAM = "text/event-stream"
 FIRST_ERROR = 400  # of HTTP's statuses
+FIRST_FAILURE = 500  # of those that are the engine's fault
 ERROR_BYTES = 1 << 16  # of an engine's error that are read to be told in an event
 
 # What engines get of a request's headers: nothing that names a person or a key, nothing that steers an engine.
@@ -67,7 +69,7 @@ DROPPED_HEADERS = frozenset(
 
 
 class EngineUnreachable(EngineGone):
-    """The engine gave no answer at all; nothing of one was sent to the client yet."""
+    """The engine gave no answer at all, and can have done nothing that lasts; nothing was sent to the client yet."""
 
 
 class AnswerCutOff(Exception):
@@ -162,13 +164,25 @@ class DataPlane:
         try:
             headers = _request_headers(exchange, lease.endpoint.headers.items())
             response = await upstream.post(route.path, body.with_model(lease.served_name), headers)
+            lease.outcome = Outcome.FAILED if response.status >= FIRST_FAILURE else Outcome.ANSWERED
             await self._send_answer(exchange, route, response, lease.endpoint.last_words)
+        except (ClientGone, asyncio.CancelledError):
+            lease.outcome = Outcome.ABANDONED
+            raise
         except TimeoutError:
+            lease.outcome = Outcome.FAILED
             raise EngineGone(f"The engine of '{lease.spec.id}' sent nothing for too long.") from None
         except UNREACHABLE as error:
-            raise EngineUnreachable(f"{type(error).__name__}: {error}") from error
+            lease.outcome = Outcome.FAILED
+            if lease.endpoint.ends_with_us or isinstance(error, NEVER_REACHED):
+                raise EngineUnreachable(f"{type(error).__name__}: {error}") from error
+            raise EngineGone(f"The engine of '{lease.spec.id}' closed the connection without an answer.") from error
         except aiohttp.ClientError as error:
+            lease.outcome = Outcome.FAILED
             raise EngineGone(f"The engine of '{lease.spec.id}' gave an answer that is not HTTP.") from error
+        except (AnswerCutOff, EngineGone):
+            lease.outcome = Outcome.FAILED
+            raise
         finally:
             upstream.running -= 1
             if response is not None:

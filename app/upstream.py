@@ -15,6 +15,7 @@ KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s; ours must go first
 LARGE_BODY_BYTES = 1 << 20  # beyond this, aiohttp wants a file-like object rather than bytes
 READ_BUFFER_BYTES = 1 << 16
 
+NEVER_REACHED = (aiohttp.ClientConnectorError,)  # no byte of the request left us
 # An engine that cannot be reached, or that closed the connection before its answer's end.
 UNREACHABLE = (aiohttp.ClientConnectionError, ConnectionError, aiohttp.ClientPayloadError)
 BROKEN = (*UNREACHABLE, aiohttp.ClientResponseError, TimeoutError)

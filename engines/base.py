@@ -1,18 +1,35 @@
 """The seam between the manager and whatever serves a model. Nothing above this line knows vLLM or transformers.
 
 An `Engine` is one model being served by one process tree (or a remote server). An `EngineFactory` makes them, and owns
-what they share (a warm launcher). Factories register under the entry-point group `roundhouse.engines`; the value is a
-callable `(EngineContext) -> EngineFactory`.
+what they share (a warm launcher). Factories register under the entry-point group `roundhouse.engines`, or are declared
+in the configuration; either way the value is a callable `(EngineContext) -> EngineFactory`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from models.types import LoadReport, ModelSpec, Progress, SleepReport
+
+
+class Outcome(StrEnum):
+    """How a request to an engine ended, as far as it says something of the engine."""
+
+    ANSWERED = "answered"  # to the end, with a status below 500
+    FAILED = "failed"  # 500 and above, no connection, an answer that is none, breaks off, or does not come in time
+    ABANDONED = "abandoned"  # we or the client ended it: says nothing of the engine
+
+
+class RequestWatcher(Protocol):
+    """Is told of each request to an endpoint; both calls come exactly once, in this order, and never block."""
+
+    def begin(self) -> None: ...
+
+    def end(self, outcome: Outcome) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +37,18 @@ class Endpoint:
     """Where the data plane sends a request: HTTP on a unix socket, or at a base URL.
 
     `last_words`: what the engine writes, in an answer or a stream, when it is about to end. No client should read that:
-    it says neither what became of the model nor what to do.
+    it says neither what became of the model nor what to do. `ends_with_us`: whatever it had of a request is gone once
+    it is gone, so that one that it left unanswered may be sent again; not so a server of somebody else's, to which only
+    what never reached it is sent again.
     """
 
     uds: Path | None = None
-    base_url: str = "http://engine"
+    base_url: str = "http://engine"  # or "grpc://host:port", for routes that are forwarded by gRPC
     headers: Mapping[str, str] = field(default_factory=dict)
     last_words: tuple[bytes, ...] = ()
+    model: str | None = None  # what the server calls the model; None: its id
+    ends_with_us: bool = True
+    watcher: RequestWatcher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,26 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Declaration:
+    """What the configuration says of an engine besides its `args`: where its server is, or what its code needs.
+
+    See `app.config.EngineConfig` for what may stand beside what, and the defaults.
+    """
+
+    kind: str | None = None  # "openai" or "triton": a server elsewhere
+    urls: tuple[str, ...] = ()
+    api_key_env: str | None = None  # the environment variable that holds its key
+    models: Mapping[str, str] = field(default_factory=dict)  # our id → the server's name; empty: all that it lists
+    prefix: str = ""  # before the ids of the models that it lists
+    breaker_failures: int = 5  # in a row, which open the circuit …
+    breaker_open_s: float = 30.0  # … for so long
+    class_path: str | None = None  # "package.module:Class"
+    requirements: tuple[str, ...] = ()  # of an environment of its own
+    python: str | None = None  # the interpreter that its environment is made with
+    install: bool = False  # whether it may be made at all (allow_install)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineContext:
     """What every factory is given. Folders exist and are private (0700)."""
 
@@ -59,6 +101,8 @@ class EngineContext:
     kv_cache_bytes: int | None = None
     budget_bytes: int = 0  # device memory for all models together; 0: not known
     retrieval_bytes: int = 0  # of it, kept for embedding and reranking models
+    name: str = ""  # as registered, or as the configuration calls it
+    declared: Declaration = field(default_factory=Declaration)
 
 
 class EngineStartError(Exception):
@@ -87,11 +131,34 @@ class SleepFailed(Exception):
         self.forever = forever
 
 
+class EngineUnavailable(Exception):
+    """A server elsewhere that takes no request now; `message` says which, why, and what to do."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class AdapterRefused(Exception):
+    """An engine did not take a LoRA adapter; `message` says why.
+
+    `reload`: it would, if it were started anew (another rank, LoRA at all).
+    """
+
+    def __init__(self, message: str, *, reload: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reload = reload
+
+
 class Engine(Protocol):
     """One model on one process tree. Made cold; used by the manager only, one call at a time but for `wait_exited`."""
 
     @property
-    def endpoint(self) -> Endpoint: ...
+    def endpoint(self) -> Endpoint:
+        """Where the next request goes; asked once for each. Raises EngineUnavailable (servers elsewhere only)."""
+        ...
 
     async def start(self, timeout_s: float) -> LoadReport:
         """Returns when the engine answers requests. Raises EngineStartError (the tree is then gone already).
@@ -132,8 +199,28 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """An engine may also have this: LoRA adapters that come and go while it serves.
+
+    Any number of calls at a time, those for one adapter one after the other.
+    """
+
+    async def add_adapter(self, adapter: ModelSpec) -> None:
+        """Returns once requests may name `adapter.id`; replaces an adapter of the same id. Raises AdapterRefused."""
+        ...
+
+    async def remove_adapter(self, adapter_id: str) -> None:
+        """Never raises; an adapter that it has not got is no fault."""
+        ...
+
+
 class EngineFactory(Protocol):
-    """Makes engines of one kind."""
+    """Makes engines of one kind.
+
+    One whose engines are servers elsewhere has `remote = True`: they take no memory here, are there from the moment
+    that the catalog has the model, and never leave for another. Their `start` is never called, `stop` at the end is.
+    """
 
     name: str
 
@@ -165,4 +252,13 @@ class EngineFactory(Protocol):
 
     async def close(self) -> None:
         """Ends the launcher and everything that it started; returns when all are confirmed gone."""
+        ...
+
+
+@runtime_checkable
+class ListsModels(Protocol):
+    """A factory may also have this: models that lie in no folder of ours, listed by asking a server."""
+
+    def follow(self, tell: Callable[[Sequence[ModelSpec]], None]) -> None:
+        """Before `start`: from then on `tell` is called in the event loop with all its models, whenever they change."""
         ...

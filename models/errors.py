@@ -9,6 +9,7 @@ RoundhouseError
 ├── Busy                503 overloaded         (queue full, or waited longer than allowed)
 ├── LoadFailed          503 model_load_failed
 ├── EngineGone          502 engine_error       (the engine died while answering)
+├── Unavailable         503 engine_unavailable (a server elsewhere is down)
 ├── InternalFault       500 internal_error     (a bug of ours; the scheduler begins anew)
 └── ShuttingDown        503 shutting_down
 """
@@ -63,6 +64,10 @@ class LoadFailed(RoundhouseError):
 
 class EngineGone(RoundhouseError):
     status, type, code = 502, "server_error", "engine_error"
+
+
+class Unavailable(RoundhouseError):
+    status, type, code = 503, "server_error", "engine_unavailable"
 
 
 class InternalFault(RoundhouseError):

@@ -1,25 +1,41 @@
-"""What the manager hands out to those who have a request to send."""
+"""What is handed out to those who have a request to send: the right to send it, to an engine that is ready for it."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from engines.base import Endpoint
+from engines.base import AdapterRefused, Endpoint, EngineUnavailable, Outcome
+from models import adapters
+from models.dispatcher import Dispatcher
+from models.errors import EngineGone, ModelUnusable, Unavailable
+from models.roster import Roster
+from models.runner import Resident, Runner
 from models.types import ModelSpec
 
-if TYPE_CHECKING:
-    from models.manager import ModelManager
+log = logging.getLogger(__name__)
+
+TRIES = 3  # an engine that dies at once each time is not tried for ever
+END_POLL_S = 0.05  # how often the end looks whether running answers have finished
+
+# Asks the scheduler: `ask(ticket, base, holds=…)`, None where it is granted at once.
+Ask = Callable[[int, ModelSpec], asyncio.Future[None] | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lease:
-    """The right to send one request to `endpoint`, which knows the model as `served_name`."""
+    """The right to send one request to `endpoint`, which knows the model as `served_name`.
+
+    Whoever sends it notes the `outcome`.
+    """
 
     endpoint: Endpoint
     spec: ModelSpec
     served_name: str
+    outcome: Outcome = Outcome.ABANDONED
 
 
 class LeaseContext:
@@ -30,18 +46,89 @@ class LeaseContext:
     A class and not a generator: this is entered once per request, and a generator costs several times as much.
     """
 
-    __slots__ = ("_manager", "_spec", "_ticket")
+    __slots__ = ("_lease", "_leases", "_spec", "_ticket")
 
-    def __init__(self, manager: ModelManager, spec: ModelSpec) -> None:
-        self._manager = manager
+    def __init__(self, leases: Leases, spec: ModelSpec) -> None:
+        self._leases = leases
         self._spec = spec
         self._ticket = 0
+        self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
-        self._ticket, lease = await self._manager.acquire(self._spec)
-        return lease
+        self._ticket, self._lease = await self._leases.acquire(self._spec)
+        return self._lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.release(self._ticket, served=kind is None)
+        assert self._lease is not None
+        self._leases.release(self._ticket, self._lease, served=kind is None)
+
+
+class Leases:
+    """Those given out and not yet back. Only the manager makes one."""
+
+    def __init__(self, roster: Roster, runner: Runner, loop: Dispatcher, ask: Ask) -> None:
+        self._roster = roster
+        self._runner = runner
+        self._loop = loop
+        self._ask = ask
+        self.count = 0
+
+    async def acquire(self, spec: ModelSpec) -> tuple[int, Lease]:
+        """A ticket and its lease, to be given to `release` exactly once. Raises a RoundhouseError."""
+        for _ in range(TRIES):
+            spec = self._roster.current(spec)
+            base = self._roster.base(spec)
+            ticket = self._loop.tickets.next()
+            future = self._ask(ticket, base)
+            if future is not None:
+                await self._loop.wait(ticket, future)
+            resident = self._runner.get(base.id)
+            try:
+                there = resident is not None and resident.awake
+                if resident is not None and there and (resident.made_for(spec) or await self._put_in(resident, spec)):
+                    return ticket, self._make(resident, spec)
+            except BaseException:
+                self._loop.give_back(ticket, served=False)
+                raise
+            self._loop.give_back(ticket, served=False)  # the engine died between the grant and this task's turn
+        raise EngineGone(f"The engine of '{base.id}' ended as soon as it was ready. See its log.", param="model")
+
+    def release(self, ticket: int, lease: Lease, *, served: bool) -> None:
+        """`served`: the engine answered to the end."""
+        self.count -= 1
+        if lease.endpoint.watcher is not None:
+            lease.endpoint.watcher.end(lease.outcome)
+        self._loop.give_back(ticket, served=served)
+
+    async def ended(self, limit_s: float) -> None:
+        """Returns when every running answer has finished, or after `limit_s`."""
+        deadline = self._loop.clock() + limit_s
+        # Polled, once and at the end: an event would cost every request.
+        while self.count and self._loop.clock() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(END_POLL_S)
+
+    def _make(self, resident: Resident, spec: ModelSpec) -> Lease:
+        try:
+            endpoint = resident.engine.endpoint
+        except EngineUnavailable as error:
+            raise Unavailable(error.message, retry_after_s=error.retry_after_s) from None
+        if endpoint.watcher is not None:
+            endpoint.watcher.begin()
+        self.count += 1
+        return Lease(endpoint, spec, endpoint.model or spec.id)
+
+    async def _put_in(self, resident: Resident, adapter: ModelSpec) -> bool:
+        """Whether the engine serves `adapter` now; if not, it is to be asked for again. Raises ModelUnusable."""
+        base_id = resident.spec.id
+        try:
+            there = await adapters.ensure(resident, adapter)
+        except AdapterRefused as refusal:
+            if not refusal.reload:
+                text = f"The adapter '{adapter.id}' cannot be loaded into '{base_id}': {refusal.message}"
+                raise ModelUnusable(text, param="model") from None
+            log.info("%s is loaded anew for the adapter %s: %s", base_id, adapter.id, refusal.message)
+            self._loop.feed(self._loop.scheduler.on_changed, base_id)
+            return False
+        return there and self._runner.get(base_id) is resident and resident.awake

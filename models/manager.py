@@ -18,14 +18,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engines.base import Engine, EngineFactory
+from models import adapters
 from models.background import Background
 from models.catalog import Catalog
 from models.dispatcher import Dispatcher
-from models.errors import EngineGone, UnknownModel
+from models.errors import ModelUnusable, UnknownModel
 from models.events import EventLog
 from models.footprints import FootprintStore
-from models.leases import Lease, LeaseContext
+from models.leases import Lease, LeaseContext, Leases
 from models.measuring import Measurer
+from models.preloads import Preloads
 from models.probing import Prober
 from models.readahead import ReadAhead
 from models.reporting import Reporter
@@ -44,8 +46,7 @@ from models.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 MEASURE_WAIT_S = 5.0  # for an explicit load to tell the memory, too
-CLOSE_POLL_S = 0.05  # how often the end looks whether running answers have finished
-ACQUIRE_TRIES = 3  # an engine that dies at once each time is not tried for ever
+MOVED_POLL_S = 0.2  # rare: only where one id goes from the models folder to another server, or back
 RECOVERY_DRAIN_S = 30.0  # for running answers, once the scheduler has failed
 MAX_RECOVERY_PAUSE_S = 60.0  # a fault that comes back at once must not end engines again and again
 AT_REST = frozenset({State.COLD, State.FAILED})
@@ -78,17 +79,16 @@ class ModelManager:
         self._footprints = FootprintStore(state_dir / "footprints.json")
         self._roster = Roster(catalog, self.servable, self._footprints)
         self._runner = Runner(self)
+        self._leases = Leases(self._roster, self._runner, self._loop, self._ask)
         self._watchdog = Watchdog(lambda: self.scheduler.stuck(clock()), self._loop.tick, clock)
         self._measurer = Measurer(self._runner, lambda: self.scheduler, clock)
         self._prober = Prober(self.residents, self.hung, hang_timeout_s, clock=clock)
         self._read_ahead = ReadAhead()
-        self._preload = preload
-        self._preloaded: set[str] = set()
+        self._preloads = Preloads(preload, self._roster, self._loop)
         self._clock = clock
         self._measured_bytes: dict[str, int] = {}
         self._unload_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._background = Background()
-        self._leases = 0  # given out and not yet back
         self._faults = 0  # of the scheduler
         self._started = self._closing = False
         catalog.subscribe(self.refresh)
@@ -114,7 +114,7 @@ class ModelManager:
         """Refuses new leases, waits up to `drain_s` for running answers, ends every engine and every launcher."""
         self._closing = True
         self._loop.refuse_all()
-        await self._leases_ended(drain_s)
+        await self._leases.ended(drain_s)
         self._loop.stop_timer()
         for model_id in list(self._unload_waiters):
             self._gone(model_id)
@@ -126,15 +126,22 @@ class ModelManager:
 
     def refresh(self) -> None:
         """The catalog has changed: tells the scheduler what appeared, changed and went."""
-        gone, changed = self._roster.renew()
+        gone, changed = self._roster.renew(self.scheduler.entries)
         for model_id in gone:
             self._loop.feed(self.scheduler.forget, model_id, self._roster.removal(model_id))
+            self._runner.disconnect(model_id)
         for before, spec in changed:
             self._configure(spec.id)
-            if before is not None and must_reload(before, spec):
+            if self.servable.is_remote(spec):
+                self._runner.connect(spec, self.factories[spec.engine])
+            elif before is not None and must_reload(before, spec):
                 log.info("%s has changed: it will be loaded anew", spec.id)
                 self._loop.feed(self.scheduler.on_changed, spec.id)
-        self._begin_preloads()
+        self._remove_adapters()
+        if self._roster.moving:
+            self._background.spawn(self._await_moved())
+        if self._started and not self._closing and self._loop.fault is None:
+            self._preloads.begin()
         self._loop.tick()  # once for all: what changed takes effect now
 
     def set_policy(self, policy: Policy) -> None:
@@ -150,12 +157,14 @@ class ModelManager:
 
     def lease(self, spec: ModelSpec) -> LeaseContext:
         """The right to send one request to `spec`'s engine, loaded if need be. Entering raises a RoundhouseError."""
-        return LeaseContext(self, spec)
+        return LeaseContext(self._leases, spec)
 
     async def load(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
         """Brings a model onto the device. Raises what a request for it would raise (`wait=False`: only at once)."""
         base = self._roster.base(spec)
-        self._renew_adapter(base, spec)
+        if wait and spec is not base:
+            async with self.lease(spec):  # an adapter is put in by its first request
+                return self.status(base.id)
         ticket = self._loop.tickets.next()
         future = self._ask(ticket, base, holds=False)
         if future is not None and (wait or future.done()):
@@ -170,6 +179,8 @@ class ModelManager:
         """Takes a model off the device after its running answers; with `wait`, returns when it is confirmed gone."""
         self._loop.check_open()
         base = self._roster.base(spec)
+        if self.servable.is_remote(base):
+            raise ModelUnusable(f"'{base.id}' is served elsewhere, by {base.engine}: there is nothing to unload here.")
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unload_waiters.setdefault(base.id, []).append(gone)
         self._loop.feed(self.scheduler.on_unload_asked, base.id)
@@ -208,38 +219,14 @@ class ModelManager:
         return self._loop.fault or self._watchdog.trouble()
 
     def residents(self) -> list[tuple[str, Engine, int]]:
-        """Every engine that is awake, with its model's id and how many requests run on it."""
+        """Every engine here that is awake, with its model's id and how many requests run on it."""
         entries = self.scheduler.entries
         awake = ((model_id, self._runner.get(model_id)) for model_id in self._runner.model_ids())
         return [
             (model_id, resident.engine, len(entries[model_id].running))
             for model_id, resident in awake
-            if resident is not None and resident.awake and model_id in entries
+            if resident is not None and resident.awake and not resident.remote and model_id in entries
         ]
-
-    # -- for LeaseContext ------------------------------------------------------------------------------------------
-
-    async def acquire(self, spec: ModelSpec) -> tuple[int, Lease]:
-        """A ticket, to be given to `release` exactly once, and its lease."""
-        for _ in range(ACQUIRE_TRIES):
-            spec = self._roster.current(spec)
-            base = self._roster.base(spec)
-            self._renew_adapter(base, spec)
-            ticket = self._loop.tickets.next()
-            future = self._ask(ticket, base, holds=True)
-            if future is not None:
-                await self._loop.wait(ticket, future)
-            resident = self._runner.get(base.id)
-            if resident is not None and resident.awake and resident.made_for(spec):
-                self._leases += 1
-                return ticket, Lease(resident.engine.endpoint, spec, spec.id)
-            self._loop.give_back(ticket, served=False)  # the engine died between the grant and this task's turn
-        raise EngineGone(f"The engine of '{base.id}' ended as soon as it was ready. See its log.", param="model")
-
-    def release(self, ticket: int, *, served: bool) -> None:
-        """`served`: the engine answered to the end."""
-        self._leases -= 1
-        self._loop.give_back(ticket, served=served)
 
     # -- outcomes of the runner ------------------------------------------------------------------------------------
 
@@ -313,17 +300,22 @@ class ModelManager:
                 answers = bool(self.scheduler.entries[model_id].running)
                 self._runner.unload(model_id, policy.stop_grace_s if answers else 0.0)
 
-    def _ask(self, ticket: int, base: ModelSpec, *, holds: bool) -> asyncio.Future[None] | None:
+    def _ask(self, ticket: int, base: ModelSpec, *, holds: bool = True) -> asyncio.Future[None] | None:
         future = self._loop.ask(ticket, base.id, holds=holds)
         if future is not None and not future.done() and self.scheduler.entries[base.id].state in AT_REST:
             self._read_ahead.want(base)
         return future
 
-    def _renew_adapter(self, base: ModelSpec, spec: ModelSpec) -> None:
-        """An adapter that came or changed after its base was started: the base is loaded anew, with it."""
-        resident = self._runner.get(base.id)
-        if resident is not None and not resident.made_for(spec):
-            self._loop.feed(self.scheduler.on_changed, base.id)
+    def _remove_adapters(self) -> None:
+        for resident in self._runner.residents():
+            if not resident.adapters.keys() <= self._roster.accepted.keys():
+                self._background.spawn(adapters.remove_gone(resident, self._roster.accepted))
+
+    async def _await_moved(self) -> None:
+        """Takes models in anew that are served elsewhere now, or here again, once nothing of them is left."""
+        while not self._roster.moving.isdisjoint(self.scheduler.entries):  # noqa: ASYNC110
+            await asyncio.sleep(MOVED_POLL_S)
+        self.refresh()
 
     def _note(self, model_id: str, note: Callable[..., None], *figures: object) -> None:
         """Records what was measured of the engine that is there, and lets the scheduler know."""
@@ -346,16 +338,6 @@ class ModelManager:
         if model_id not in self.scheduler.entries:  # nothing was known
             self._roster.drop(model_id)
 
-    def _begin_preloads(self) -> None:
-        """Asks for each model to preload once, as soon as it is known."""
-        if not self._started or self._closing or self._loop.fault is not None:
-            return
-        for model_id in sorted(self._roster.to_preload(self._preload) - self._preloaded):
-            self._preloaded.add(model_id)
-            future = self._loop.ask(self._loop.tickets.next(), model_id, holds=False)
-            if future is not None:
-                let_go(future)
-
     def _gone(self, model_id: str) -> None:
         for waiter in self._unload_waiters.pop(model_id, []):
             if not waiter.done():
@@ -367,13 +349,6 @@ class ModelManager:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MEASURE_WAIT_S):
                     await resident.measured.wait()
-
-    async def _leases_ended(self, limit_s: float) -> None:
-        """Returns when every running answer has finished, or after `limit_s`."""
-        deadline = self._clock() + limit_s
-        # Polled, once and at the end: an event would cost every request.
-        while self._leases and self._clock() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(CLOSE_POLL_S)
 
     # -- after a fault of the scheduler ----------------------------------------------------------------------------
 
@@ -387,13 +362,13 @@ class ModelManager:
         """Ends every engine, after its running answers, and begins anew with an empty device."""
         self._faults += 1
         await asyncio.sleep(min(MAX_RECOVERY_PAUSE_S, (self._faults - 1) ** 2))
-        await self._leases_ended(RECOVERY_DRAIN_S)
+        await self._leases.ended(RECOVERY_DRAIN_S)
         await self._runner.end_all(self.scheduler.policy.stop_grace_s)
         self._reporter.report_reset(self._loop.fault or "")
         self._read_ahead.load_ended()
         self._measured_bytes.clear()
         self._roster.clear()
-        self._preloaded.clear()
+        self._preloads.forget()
         self._loop.begin_anew()
         log.warning("a new scheduler has begun, with nothing on the device")
         self.refresh()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from models.catalog import Catalog
 from models.errors import ModelUnusable, RoundhouseError, UnknownModel
@@ -20,7 +20,8 @@ class Roster:
         self._servable = servable
         self._footprints = footprints
         self._specs: dict[str, ModelSpec] = {}
-        self._accepted: dict[str, ModelSpec] = {}  # these, and the adapters that can be served
+        self.moving: set[str] = set()
+        self.accepted: dict[str, ModelSpec] = {}  # these, and the adapters that can be served
 
     def __getitem__(self, model_id: str) -> ModelSpec:
         return self._specs[model_id]
@@ -32,13 +33,24 @@ class Roster:
         """Sorted."""
         return sorted(self._specs)
 
-    def renew(self) -> tuple[list[str], list[tuple[ModelSpec | None, ModelSpec]]]:
-        """Takes over what the catalog has now. Returns the ids that went, and (before, after) of all that differs."""
-        self._accepted = {spec.id: spec for spec in self._catalog.specs() if self._servable.refusal(spec) is None}
-        specs = {model_id: spec for model_id, spec in self._accepted.items() if spec.task is not Task.ADAPTER}
-        before, self._specs = self._specs, specs
+    def renew(self, present: Container[str]) -> tuple[list[str], list[tuple[ModelSpec | None, ModelSpec]]]:
+        """Takes over what the catalog has now. Returns the ids that went, and (before, after) of all that differs.
+
+        A model that is served elsewhere now, or here again, goes first; as long as it is among `present`, it is left
+        out, and named in `moving`.
+        """
+        self.accepted = {spec.id: spec for spec in self._catalog.specs() if self._servable.refusal(spec) is None}
+        specs = {model_id: spec for model_id, spec in self.accepted.items() if spec.task is not Task.ADAPTER}
+        before = self._specs
+        self.moving = {spec.id for spec in specs.values() if self._moves(before.get(spec.id), spec, present)}
+        self._specs = specs = {model_id: spec for model_id, spec in specs.items() if model_id not in self.moving}
         changed = [(before.get(spec.id), spec) for spec in specs.values() if before.get(spec.id) != spec]
         return sorted(before.keys() - specs.keys()), changed
+
+    def _moves(self, before: ModelSpec | None, spec: ModelSpec, present: Container[str]) -> bool:
+        if before is None:
+            return spec.id in self.moving and spec.id in present
+        return self._servable.is_remote(before) != self._servable.is_remote(spec)
 
     def drop(self, model_id: str) -> None:
         """It cannot be served for now: the next `renew` tells of it anew."""
@@ -50,7 +62,7 @@ class Roster:
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ModelUnusable, with the reasons, for a model that cannot be served."""
-        if self._accepted.get(spec.id) is spec:  # the hot path: it was judged when it became known
+        if self.accepted.get(spec.id) is spec:  # the hot path: it was judged when it became known
             return
         refusal = self._servable.refusal(spec)
         if refusal is not None:

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from engines.base import Engine, EngineFactory, EngineStartError, SleepFailed
+from engines.base import Engine, EngineFactory, EngineStartError, SleepFailed, TakesAdapters
 from models.types import LoadReport, ModelSpec, SleepReport
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,17 @@ class Resident:
 
     engine: Engine
     spec: ModelSpec
-    adapters: Mapping[str, str]  # id → fingerprint of those that it was started with
+    adapters: dict[str, str]  # id → fingerprint of those that it serves
     measured: asyncio.Event = field(default_factory=asyncio.Event)
     hangs: bool = False  # it would use a grace only to fail its requests, which a fresh engine can still answer
     awake: bool = True  # what is sent to an engine that sleeps is never answered
     changing: asyncio.Task[None] | None = None  # its falling asleep or waking, while that is under way
+    remote: bool = False  # a server elsewhere: there is nothing here to start, watch or measure
+    adapter_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    refused_adapters: dict[str, tuple[str, str]] = field(default_factory=dict)  # id → fingerprint, reason
 
     def made_for(self, spec: ModelSpec) -> bool:
-        """True for its model, and for an adapter whose folder it was started with has not changed since."""
+        """True for its model, and for an adapter that it serves and whose folder has not changed since."""
         return spec.id == self.spec.id or self.adapters.get(spec.id) == spec.fingerprint
 
 
@@ -67,9 +70,22 @@ class Runner:
         """Of every engine that there is, those that sleep included."""
         return list(self._residents)
 
+    def residents(self) -> list[Resident]:
+        return list(self._residents.values())
+
     def load(self, spec: ModelSpec, adapters: list[ModelSpec], factory: EngineFactory, timeout_s: float) -> None:
         """Begins to load; ends in `loaded` or `load_failed`."""
         self._spawn(self._load(spec, adapters, factory, timeout_s), f"load {spec.id}")
+
+    def connect(self, spec: ModelSpec, factory: EngineFactory) -> None:
+        """Takes in a model that a server elsewhere serves, or takes it in anew."""
+        self._residents[spec.id] = Resident(factory.create(spec), spec, {}, remote=True)
+
+    def disconnect(self, model_id: str) -> None:
+        """Forgets such a model; running answers go on."""
+        resident = self._residents.get(model_id)
+        if resident is not None and resident.remote:
+            del self._residents[model_id]
 
     def sleep(self, model_id: str, level: int, timeout_s: float) -> None:
         """Begins to put the engine to sleep; ends in `slept`, `sleep_failed`, or `exited` if it ends meanwhile."""
@@ -136,7 +152,9 @@ class Runner:
                 del self._failing[engine]
             self._outcomes.load_failed(spec.id, f"{type(error).__name__}: {error}."[:MAX_CAUSE_CHARS])
             return
-        self._residents[spec.id] = Resident(engine, spec, {adapter.id: adapter.fingerprint for adapter in adapters})
+        # One that takes them as it serves gets each when it is first needed: a broken one spoils no start.
+        begun_with = () if isinstance(engine, TakesAdapters) else adapters
+        self._residents[spec.id] = Resident(engine, spec, {adapter.id: adapter.fingerprint for adapter in begun_with})
         log.info("loaded %s in %.2f s (%s)", spec.id, time.monotonic() - began, report.started_by)
         self._spawn(self._watch(spec.id, engine), f"watch {spec.id}")
         self._outcomes.loaded(spec.id, report)
@@ -175,6 +193,7 @@ class Runner:
             self._report_sleep_failed(model_id, "waking", error)
             return
         resident.awake = True
+        resident.adapters.clear()  # not every level keeps them; to put one in again costs little
         log.info("woke %s in %.2f s", model_id, wake_s)
         self._outcomes.woken(model_id, wake_s)
         await self.measure(model_id)

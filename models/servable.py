@@ -13,6 +13,7 @@ from models.types import Availability, ModelSpec, Task
 
 LOAD_COST_GUESS_S = 10.0  # before a model was ever measured
 ESTIMATED = "estimated from weights, KV cache and overhead"
+ELSEWHERE = "served elsewhere"
 RETRIEVAL = frozenset({Task.EMBED, Task.RERANK, Task.CLASSIFY})
 # What an engine was started with; a change of any other override needs no reload.
 START_OVERRIDES = ("engine_args", "max_model_len", "kv_cache_bytes", "trust_remote_code", "allow_pickle")
@@ -56,12 +57,19 @@ class Servable:
         """Those adapters of `base` that can be served: any other would keep their base's engine from starting."""
         return [adapter for adapter in self._catalog.adapters_of(base) if self.refusal(adapter) is None]
 
+    def is_remote(self, spec: ModelSpec) -> bool:
+        """Whether a server elsewhere serves it; `spec` is no adapter."""
+        return bool(getattr(self._factories[spec.engine], "remote", False))
+
     def estimate_bytes(self, spec: ModelSpec) -> int:
         """What an engine for `spec`, as it is configured now, is expected to take."""
         return self._factories[spec.engine].estimate_bytes(spec)
 
     def limits(self, spec: ModelSpec, known: Footprint) -> Limits:
         """What the scheduler is told of a model that can be served; `known` is what was measured of it."""
+        if self.is_remote(spec):
+            concurrency, priority = spec.overrides.concurrency, spec.overrides.priority
+            return Limits(0, 0.0, concurrency=concurrency, priority=priority, size_source=ELSEWHERE, remote=True)
         estimate_bytes = self.estimate_bytes(spec)
         measured_bytes = known.measured_bytes(estimate_bytes)
         overrides = spec.overrides

@@ -43,3 +43,4 @@ class Limits:
     wake_cost_s: float | None = None  # measured; None: never measured
     asleep_bytes: int | None = None  # left on the device while asleep, measured; None: never measured
     weights_bytes: int = 0  # what level 1 would take of host memory
+    remote: bool = False  # served elsewhere: always ready, takes no memory, never leaves for another

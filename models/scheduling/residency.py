@@ -27,10 +27,12 @@ class Trigger(StrEnum):
     SLEEP_FAILED = "sleep_failed"  # falling asleep or waking went wrong: the engine is ended
     GIVE_UP = "give_up"  # the tree is gone, and it ended by itself too often in a row
     FORGET = "forget"  # drop what is known of a failure
+    CONNECT = "connect"  # a server elsewhere: it is there as soon as its model is known, and never leaves
 
 
 TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.COLD, Trigger.LOAD): State.LOADING,
+    (State.COLD, Trigger.CONNECT): State.READY,
     (State.FAILED, Trigger.LOAD): State.LOADING,
     (State.FAILED, Trigger.FORGET): State.COLD,
     (State.LOADING, Trigger.LOADED): State.READY,

@@ -74,6 +74,9 @@ class Scheduler:
     def configure(self, model_id: str, limits: Limits) -> None:
         """Tells a model's limits, for the first time or anew. Takes effect with the next decision: call on_tick."""
         self.device.configure(model_id, limits)
+        entry = self.entries[model_id]
+        if limits.remote and entry.state is State.COLD:
+            self.device.move(entry, Trigger.CONNECT, "served elsewhere")
 
     def forget(self, model_id: str, now: float, error: RoundhouseError) -> list[Command]:
         """The model is gone from the catalog: its waiters get `error`, its engine is drained and unloaded.
@@ -84,11 +87,11 @@ class Scheduler:
         if entry is None:
             return []
         commands = self.device.reject_all(entry, error)
-        if entry.state in AT_REST and not entry.running:
-            self.device.drop(entry)
-            return commands
-        entry.removed = entry.stale = True  # should it come back while it loads, its content may be another
-        self._ask_unload(entry, now)
+        entry.removed = True
+        self._settle_gone(entry)
+        if model_id in self.entries and not entry.limits.remote:
+            entry.stale = True  # should it come back while it loads, its content may be another
+            self._ask_unload(entry, now)
         return commands
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -352,5 +355,6 @@ class Scheduler:
 
     def _settle_gone(self, entry: Entry) -> None:
         """Drops a model that the catalog no longer has, once nothing of it is left."""
-        if entry.removed and entry.state in AT_REST and not entry.running and not entry.waiting:
+        settled = entry.state in AT_REST or entry.limits.remote
+        if entry.removed and settled and not entry.running and not entry.waiting:
             self.device.drop(entry)
