@@ -13,7 +13,8 @@ from engines.process import ProcessEngine, engine_files
 from engines.progress import vllm_questions
 from engines.runtime.protocol import EngineRequest
 from engines.sleeping import DeviceSizes, SleepableEngine
-from engines.vllm_args import ServeArgs, adapter_refusal, serve_args
+from engines.vllm_args import ServeArgs, serve_args
+from engines.vllm_lora import adapter_refusal
 from engines.vllm_memory import estimate_bytes, loaded_weights_bytes
 from engines.vllm_sleep import ENVIRONMENT, VllmSleepRoutes, tiers
 from models.types import Availability, ModelSpec, Task

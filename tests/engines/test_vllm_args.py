@@ -12,9 +12,10 @@ import pytest
 
 from engines import vllm_families
 from engines.base import EngineContext
-from engines.vllm_args import NO_MEDIA_DOMAIN, BadEngineArgument, ServeArgs, adapter_rank, adapter_refusal
+from engines.vllm_args import NO_MEDIA_DOMAIN, BadEngineArgument, ServeArgs
 from engines.vllm_args import serve_args as serve_args_in
 from engines.vllm_families import read_template, reasoning_parser, tool_parser
+from engines.vllm_lora import adapter_rank, adapter_refusal
 from models.types import ModelOverrides, ModelSpec, Task
 
 NOWHERE = Path("/nowhere")

@@ -23,8 +23,8 @@ from engines import engine_log, progress
 from engines.base import Endpoint, EngineStartError
 from engines.process import ProcessEngine
 from engines.runtime.vllm_runtime import START_METHOD_VARIABLE
-from engines.vllm_args import LORA_PLAIN_INITS, LORA_UNSUPPORTED
 from engines.vllm_engine import VllmFactory, launcher_changes
+from engines.vllm_lora import LORA_PLAIN_INITS, LORA_UNSUPPORTED
 from engines.vllm_sleep import ENVIRONMENT, VllmSleepRoutes
 from models.types import Availability, ModelOverrides, ModelSpec, Task
 from tests.engines.process_support import WAIT_S, engine_folders, until_gone
@@ -257,7 +257,7 @@ async def test_vllms_cpu_platform_still_changes_in_one_place_what_we_set_back() 
 
 
 async def test_vllm_still_refuses_adapters_for_what_we_refuse_them_for() -> None:
-    """Should this fail, look at engines/vllm_args.py: adapter_refusal."""
+    """Should this fail, look at engines/vllm_lora.py: adapter_refusal."""
     source = vllm_source("lora", "peft_helper.py")
     assert [key for key in LORA_UNSUPPORTED if f"if self.{key}:" not in source] == []
     assert all(f'"{init}"' in source for init in LORA_PLAIN_INITS)
