@@ -25,11 +25,17 @@ class Outcome(StrEnum):
 
 
 class RequestWatcher(Protocol):
-    """Is told of each request to an endpoint; both calls come exactly once, in this order, and never block."""
+    """Is told of one request to an endpoint: `begin` and `end` come exactly once, in this order, and never block."""
 
     def begin(self) -> None: ...
 
-    def end(self, outcome: Outcome) -> None: ...
+    def answers(self) -> None:
+        """The server has begun to answer, with a status below 500; need not come."""
+        ...
+
+    def end(self, outcome: Outcome, why: str = "") -> None:
+        """`why`: of a failure, a phrase for people."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

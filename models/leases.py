@@ -29,13 +29,25 @@ Ask = Callable[[int, ModelSpec], asyncio.Future[None] | None]
 class Lease:
     """The right to send one request to `endpoint`, which knows the model as `served_name`.
 
-    Whoever sends it notes the `outcome`.
+    Whoever sends it notes the `outcome`, by `answers` and `fails` or directly.
     """
 
     endpoint: Endpoint
     spec: ModelSpec
     served_name: str
     outcome: Outcome = Outcome.ABANDONED
+    why: str = ""  # of a failure
+
+    def answers(self) -> None:
+        """The engine has begun to answer, with a status below 500."""
+        self.outcome = Outcome.ANSWERED
+        if self.endpoint.watcher is not None:
+            self.endpoint.watcher.answers()
+
+    def fails(self, why: str) -> None:
+        """The engine failed the request; `why` is a phrase for people."""
+        self.outcome = Outcome.FAILED
+        self.why = why
 
 
 class LeaseContext:
@@ -99,7 +111,7 @@ class Leases:
         """`served`: the engine answered to the end."""
         self.count -= 1
         if lease.endpoint.watcher is not None:
-            lease.endpoint.watcher.end(lease.outcome)
+            lease.endpoint.watcher.end(lease.outcome, lease.why)
         self._loop.give_back(ticket, served=served)
 
     async def ended(self, limit_s: float) -> None:
