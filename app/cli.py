@@ -147,7 +147,7 @@ def _scan(models_dir: Path) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from app.config import ConfigError, load_settings
-    from models.discovery.scanner import Scanner
+    from app.main import folder_scanner
 
     if not models_dir.is_dir():
         raise CliError(f"{models_dir} is no folder.", ExitCode.USAGE)
@@ -156,7 +156,7 @@ def _scan(models_dir: Path) -> list[dict[str, Any]]:
     except ConfigError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
     found = []
-    for spec in Scanner(settings.models_dir, settings.overrides()).scan():
+    for spec in folder_scanner(settings).scan():
         fields = asdict(spec)
         fields.pop("overrides")
         found.append(fields | {"path": str(spec.path)})

@@ -23,7 +23,7 @@ from app.server import DrainingServer, bind, server_config
 from app.state import AppState
 from app.upstream import Upstreams
 from engines.base import Declaration, EngineContext, ListsModels
-from engines.registry import Engines, create_factories
+from engines.registry import Engines, create_factories, registered_architectures
 from models.catalog import Catalog
 from models.discovery.scanner import Scanner
 from models.manager import ModelManager
@@ -95,7 +95,7 @@ def build(
     metrics = Metrics(lambda: _snapshot(manager))
     state = AppState(settings, manager, metrics, engines.errors, device)
     upstreams = Upstreams(settings.upstream_connect_timeout_s, settings.upstream_idle_timeout_s)
-    folder = Scanner(settings.models_dir, settings.overrides())
+    folder = folder_scanner(settings)
     make_watcher = make_watcher or partial(_folder_watcher, settings, folder)
     control = LazyApp(partial(_control_app, state))
     sources = Sources(manager.catalog)
@@ -104,6 +104,14 @@ def build(
             factory.follow(partial(sources.put, name))
     lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams, control, sources)
     return Roundhouse(_gate(settings, state, lifecycle, upstreams, control), lifecycle, state)
+
+
+def folder_scanner(settings: Settings) -> Scanner:
+    """Of the models folder, by the configuration and by what installed packages say that they serve."""
+    architectures, faults = registered_architectures()
+    for fault in faults:
+        logger.warning("{}", fault)
+    return Scanner(settings.models_dir, settings.overrides(), architectures)
 
 
 def _folder_watcher(settings: Settings, folder: Scanner, on_change: OnChange) -> Watches:

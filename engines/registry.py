@@ -9,8 +9,11 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
 from engines.base import Declaration, EngineContext, EngineFactory
+from models.types import Registered, Task
 
 GROUP = "roundhouse.engines"
+ARCHITECTURES = "roundhouse.architectures"
+SERVED_TASKS = tuple(task.value for task in Task if task not in (Task.ADAPTER, Task.UNSUPPORTED))
 # What the configuration can declare, by `kind`; imported only where something is declared so.
 KINDS = {
     "openai": "engines.remote.openai_factory",
@@ -25,6 +28,28 @@ class Engines:
 
     factories: Mapping[str, EngineFactory]
     errors: Mapping[str, str]
+
+
+def registered_architectures() -> tuple[dict[str, Registered], list[str]]:
+    """What packages serve, by the architecture in config.json, and a sentence for each entry that says no such thing.
+
+    An entry of the group `roundhouse.architectures` is named as the architecture, and its value is `engine:task`.
+    Nothing is imported for it.
+    """
+    found: dict[str, Registered] = {}
+    errors: list[str] = []
+    for point in entry_points(group=ARCHITECTURES):
+        engine, _, task = (part.strip() for part in point.value.partition(":"))
+        if engine and task in SERVED_TASKS:
+            found[point.name] = Registered(engine, Task(task))
+        else:
+            package = point.dist.name if point.dist else "a package"
+            tasks = ", ".join(SERVED_TASKS)
+            errors.append(
+                f"{package} registers {point.name} as {point.value!r} ({ARCHITECTURES}): write engine:task, "
+                f"the task being one of {tasks}"
+            )
+    return found, errors
 
 
 def create_factories(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Task(StrEnum):
@@ -28,6 +28,13 @@ class Method(StrEnum):
     SPARSE = "sparse"  # weighs the words of its vocabulary (SPLADE)
     QWEN3_RERANKER = "qwen3_reranker"  # a text generator that answers yes or no to Qwen3-Reranker's template
     BGE_RERANKER = "bge_reranker"  # the same with the template of bge-reranker-v2-gemma, its Yes alone
+
+
+class Registered(NamedTuple):
+    """What a package says of an architecture that it serves (entry-point group `roundhouse.architectures`)."""
+
+    engine: str
+    task: Task
 
 
 class Availability(StrEnum):

@@ -12,7 +12,7 @@ from typing import Any
 
 from models.discovery.kinds import AUDIO_TYPES, CAUSAL_ARCHITECTURES, ENCODER_DECODER_TYPES, VISION_TYPES
 from models.discovery.safety import printable
-from models.types import Method, ModelOverrides, Task
+from models.types import Method, ModelOverrides, Registered, Task
 
 ENGINES = {
     Task.CHAT: "vllm",
@@ -59,11 +59,15 @@ class Verdict:
     reasons: list[str] = field(default_factory=list)
     unserved: str | None = None
     method: Method | None = None
+    engine: str | None = None  # that of a package which registered the architecture
 
 
-def decide(clues: Clues, overrides: ModelOverrides) -> Verdict:
-    """The task of a model, and how it does it."""
-    verdict = _by_structure(clues) or _by_architecture(clues) or _by_name(clues)
+NONE_REGISTERED: Mapping[str, Registered] = {}
+
+
+def decide(clues: Clues, overrides: ModelOverrides, registered: Mapping[str, Registered] = NONE_REGISTERED) -> Verdict:
+    """The task of a model, and how it does it. `registered`: by architecture, what packages serve."""
+    verdict = _by_structure(clues) or _by_registration(clues, registered) or _by_architecture(clues) or _by_name(clues)
     if overrides.task is not None:
         return _configured(overrides.task, clues, verdict)
     if verdict is None:
@@ -79,7 +83,7 @@ def _configured(task: Task, clues: Clues, verdict: Verdict | None) -> Verdict:
     """The task that the configuration gives; evidence for the same one still says how the model does it."""
     chosen = Verdict(task, [f"configuration: task {task.value}"])
     if verdict is not None and verdict.task is task:
-        chosen.method = verdict.method
+        chosen.method, chosen.engine = verdict.method, verdict.engine
     elif task is Task.RERANK and clues.architectures:
         chosen.method = _RERANK_METHODS.get(clues.architectures[0])
     if chosen.method is not None:
@@ -87,9 +91,9 @@ def _configured(task: Task, clues: Clues, verdict: Verdict | None) -> Verdict:
     return chosen
 
 
-def engine_for(task: Task, overrides: ModelOverrides) -> str:
+def engine_for(verdict: Verdict, overrides: ModelOverrides) -> str:
     """Name of the engine factory, "" where none serves the task."""
-    return overrides.engine or ENGINES.get(task, "")
+    return overrides.engine or verdict.engine or ENGINES.get(verdict.task, "")
 
 
 def is_generative(architecture: str) -> bool:
@@ -160,6 +164,16 @@ def _cross_encoder(clues: Clues, kinds: set[str]) -> Verdict | None:
 
 
 # Architecture
+
+
+def _by_registration(clues: Clues, registered: Mapping[str, Registered]) -> Verdict | None:
+    """Before what we know of architectures ourselves, so that a package can serve one better."""
+    for name in clues.architectures[:1]:
+        if name in registered:
+            engine, task = registered[name]
+            reason = f"config.json: architecture {printable(name)}, registered by a package → {task.value}"
+            return Verdict(task, [f"{reason}, engine {engine}"], engine=engine)
+    return None
 
 
 def _by_architecture(clues: Clues) -> Verdict | None:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from models.discovery import facts, remote_code, weights
 from models.discovery.documents import Document, Documents, clues, missing_modules, module_folders, read_documents
-from models.discovery.evidence import Verdict, decide, engine_for
+from models.discovery.evidence import ENGINES, NONE_REGISTERED, Verdict, decide, engine_for
 from models.discovery.folder import Folder
 from models.discovery.layouts import Found, walk
 from models.discovery.safety import Boundary, Refused, Unfinished, name_problem, os_reason, printable
-from models.types import Availability, ModelOverrides, ModelSpec, Task
+from models.types import Availability, ModelOverrides, ModelSpec, Registered, Task
 
 _DEFAULTS = ModelOverrides()
 _CLOCK_SKEW_NS = 1_000_000_000  # a file server's clock may be ahead; further ahead, its times say nothing
@@ -45,9 +45,16 @@ class _Judged:
 class Scanner:
     """Scans again and again, and reads only the folders that changed. One scan at a time; safe to call from threads."""
 
-    def __init__(self, models_dir: Path, overrides: Mapping[str, ModelOverrides] | None = None) -> None:
+    def __init__(
+        self,
+        models_dir: Path,
+        overrides: Mapping[str, ModelOverrides] | None = None,
+        registered: Mapping[str, Registered] = NONE_REGISTERED,
+    ) -> None:
+        """`registered`: by architecture, what packages serve (entry-point group `roundhouse.architectures`)."""
         self.models_dir = Path(os.path.abspath(models_dir))
         self._overrides: Mapping[str, ModelOverrides] = overrides or {}
+        self._registered = registered
         self._judged: dict[str, _Judged] = {}
         self._lock = threading.Lock()
         self._available: dict[str, str] = {}  # paths listed as available by the last scan, with their fingerprints
@@ -100,7 +107,7 @@ class Scanner:
         sizes: weights.SizeCache = {}
         if known is not None:  # a header that was read before stays valid while its file does
             sizes = {key: size for key, size in known.sizes.items() if folder.files.get(key[0]) == key[1]}
-        return _Judged(signature, overrides, judge(found, overrides, sizes), sizes)
+        return _Judged(signature, overrides, judge(found, overrides, sizes, self._registered), sizes)
 
     def _is_being_written(self, folder: Folder, spec: ModelSpec, now_ns: int, settle_s: float) -> bool:
         if spec.availability is not Availability.AVAILABLE or self._available.get(folder.path) == spec.fingerprint:
@@ -143,7 +150,12 @@ class _Findings:
         return (*self.reasons, *self.refusals, *self.gaps)
 
 
-def judge(found: Found, overrides: ModelOverrides, sizes: weights.SizeCache) -> ModelSpec:
+def judge(
+    found: Found,
+    overrides: ModelOverrides,
+    sizes: weights.SizeCache,
+    registered: Mapping[str, Registered] = NONE_REGISTERED,
+) -> ModelSpec:
     """The verdict on one folder. `sizes` remembers what safetensors headers said."""
     findings = _Findings(found)
     documents = Documents(found.folder)
@@ -152,7 +164,7 @@ def judge(found: Found, overrides: ModelOverrides, sizes: weights.SizeCache) -> 
         try:
             documents = read_documents(found.folder)
             if documents.config or documents.adapter is not None or documents.modules is not None:
-                verdict = decide(clues(documents, found.id), overrides)
+                verdict = decide(clues(documents, found.id), overrides, registered)
             else:
                 verdict = _without_config(found.folder, findings, overrides)
         except Refused as error:
@@ -207,7 +219,7 @@ def _stem(verdict: Verdict, overrides: ModelOverrides) -> str | None:
     """The file name, less its ending, that the engine's loader looks for; None where it takes any safetensors file."""
     if verdict.task is Task.ADAPTER:
         return "adapter_model"
-    return "model" if engine_for(verdict.task, overrides) == "transformers" else None
+    return "model" if engine_for(verdict, overrides) == "transformers" else None
 
 
 def _check_weights(
@@ -234,7 +246,7 @@ def _check_weights(
 
 
 def _check_code(verdict: Verdict, documents: Documents, overrides: ModelOverrides, findings: _Findings) -> None:
-    engine = engine_for(verdict.task, overrides)
+    engine = engine_for(verdict, overrides)
     needs = (
         (remote_code.custom_module(documents.modules) if documents.modules else None)
         or remote_code.custom_config(documents.config, engine)
@@ -244,6 +256,8 @@ def _check_code(verdict: Verdict, documents: Documents, overrides: ModelOverride
     if needs is None:
         if documents.config.get("auto_map"):
             findings.reasons.append("config.json: auto_map is not needed, the libraries have this model built in")
+    elif engine not in ENGINES.values():
+        findings.reasons.append(f"{needs}; whether its code may run (trust_remote_code), the engine {engine} is told")
     elif overrides.trust_remote_code:
         findings.reasons.append(f"{needs}; its code may run, by the configuration (trust_remote_code)")
     else:
@@ -313,7 +327,7 @@ def _spec(
         id=found.id,
         path=Path(folder.path),
         task=verdict.task,
-        engine=engine_for(verdict.task, overrides),
+        engine=engine_for(verdict, overrides),
         availability=findings.availability(),
         aliases=overrides.aliases,
         method=verdict.method,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.discovery.scanner import scan
-from models.types import Availability, ModelOverrides, Task
+from models.discovery.scanner import Scanner, scan
+from models.types import Availability, ModelOverrides, Registered, Task
 from tests.models.discovery import published_chat, published_retrieval
 from tests.models.discovery.folders import Row, build
 
@@ -69,6 +69,41 @@ def test_an_engine_named_in_the_configuration_lifts_the_refusal_that_no_engine_s
     [spec] = scan(tmp_path, {"a/classifier": ModelOverrides(engine="triton")})
     assert (spec.task, spec.engine, spec.availability) == (Task.CLASSIFY, "triton", Availability.AVAILABLE)
     assert "configuration: engine triton" in spec.reasons
+
+
+REGISTERED = {"NewForCausalLM": Registered("package", Task.CHAT), "Qwen3ForCausalLM": Registered("package", Task.CHAT)}
+
+
+def test_a_registered_architecture_has_the_engine_and_task_of_its_package(tmp_path: Path) -> None:
+    config = published_chat.chat("NewForCausalLM", "new", auto_map={"AutoModel": "modeling.New"})
+    build(tmp_path, Row("a/new", config, Task.CHAT))
+    [spec] = Scanner(tmp_path, None, REGISTERED).scan()
+    assert (spec.task, spec.engine, spec.availability) == (Task.CHAT, "package", Availability.AVAILABLE), spec.reasons
+    assert any("NewForCausalLM, registered by a package → chat, engine package" in reason for reason in spec.reasons)
+    assert not spec.overrides.trust_remote_code
+
+
+@pytest.mark.parametrize(
+    ("overrides", "task", "engine"),
+    [
+        (ModelOverrides(engine="vllm"), Task.CHAT, "vllm"),
+        (ModelOverrides(task=Task.EMBED), Task.EMBED, "transformers"),
+        (ModelOverrides(task=Task.CHAT), Task.CHAT, "package"),
+    ],
+)
+def test_the_configuration_overrules_a_registered_architecture(
+    tmp_path: Path, overrides: ModelOverrides, task: Task, engine: str
+) -> None:
+    build(tmp_path, Row("a/b", published_chat.chat("Qwen3ForCausalLM", "qwen3"), Task.CHAT))
+    [spec] = Scanner(tmp_path, {"a/b": overrides}, REGISTERED).scan()
+    assert (spec.task, spec.engine) == (task, engine)
+
+
+def test_what_a_folder_is_made_of_goes_before_a_registered_architecture(tmp_path: Path) -> None:
+    embedder = published_retrieval.embedder("Qwen3ForCausalLM", "qwen3")
+    build(tmp_path, Row("a/b", embedder, Task.EMBED))
+    [spec] = Scanner(tmp_path, None, REGISTERED).scan()
+    assert (spec.task, spec.engine) == (Task.EMBED, "transformers")
 
 
 def test_a_task_that_nothing_serves_stays_refused_when_configured(tmp_path: Path) -> None:
