@@ -20,6 +20,8 @@ from pydantic_settings import (
 from app.config_source import ENV_PREFIX, ConfigError, ConfigFile, check_environment, explain, read_config_file
 from app.engine_config import EngineConfig
 from engines.base import Declaration
+from models.fetching.address import Address
+from models.fetching.fetcher import Configured
 from models.scheduling.policy import Policy
 from models.types import ModelOverrides, Task
 
@@ -52,6 +54,13 @@ class ModelConfig(BaseModel):
     allow_pickle: bool = False
     priority: int = Field(default=0, ge=-100, le=100)
     sleep: bool = True
+    source: str | None = None
+    """`s3://bucket/prefix` of a LoRA adapter that is not in the models folder; it is fetched into the state folder."""
+
+    @field_validator("source", mode="after")
+    @classmethod
+    def _check_source(cls, value: str | None) -> str | None:
+        return value and str(Address.parse(value))
 
     def overrides(self) -> ModelOverrides:
         values = {name: getattr(self, name) for name in ModelOverrides.__dataclass_fields__}
@@ -149,6 +158,9 @@ class Settings(BaseSettings):
     upstream_idle_timeout_s: PositiveSeconds = 600.0
     """How long an engine may send nothing while it answers."""
 
+    max_adapter_bytes: Annotated[ByteSize, Field(ge=1024)] = ByteSize(4 << 30)
+    """The most that one adapter from S3 storage may have."""
+
     # Models and engines
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     engines: dict[str, EngineConfig] = Field(default_factory=dict)
@@ -215,6 +227,11 @@ class Settings(BaseSettings):
     def declarations(self) -> dict[str, Declaration]:
         """What is configured of each engine besides its arguments, by name."""
         return {name: config.declaration(allow_install=self.allow_install) for name, config in self.engines.items()}
+
+    def adapter_sources(self) -> dict[str, Configured]:
+        """The adapters that are to be fetched, by id."""
+        named = {model_id: (config.source, config.overrides()) for model_id, config in self.models.items()}
+        return {name: Configured(Address.parse(url), overrides) for name, (url, overrides) in named.items() if url}
 
     def overrides(self) -> dict[str, ModelOverrides]:
         """What is configured of each model, by id."""

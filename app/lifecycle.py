@@ -18,6 +18,7 @@ from app.lazy import LazyApp
 from app.reload import ConfigReloader
 from app.state import AppState
 from app.upstream import Upstreams
+from models.fetching.fetcher import Fetcher
 from models.sources import FOLDER, Sources
 from models.types import ModelOverrides, ModelSpec
 from utils.logging import logger
@@ -54,9 +55,11 @@ class Lifecycle:
         upstreams: Upstreams,
         control: LazyApp,
         sources: Sources,
+        fetcher: Fetcher,
     ) -> None:
         self._state = state
         self._sources = sources
+        self._fetcher = fetcher
         self._scanner = scanner
         self._make_watcher = make_watcher
         self._watcher: Watches | None = None
@@ -95,6 +98,7 @@ class Lifecycle:
         await self._state.manager.close(0.0)
 
     async def _begin(self) -> None:
+        self._fetcher.configure(self._settings.adapter_sources())
         await self._guarded(self._watch(), "The models folder cannot be watched")
         if self._state.phase == "starting":
             self._state.phase = "ready"
@@ -125,7 +129,8 @@ class Lifecycle:
     def _on_models(self, specs: Sequence[ModelSpec]) -> None:
         self._sources.put(FOLDER, specs)
         self._announcer.tell(specs)
-        missing = self._settings.models.keys() - {spec.id for spec in specs}
+        fetched = self._settings.adapter_sources().keys()
+        missing = self._settings.models.keys() - fetched - {spec.id for spec in specs}
         if missing != self._missing:
             self._missing = missing
             for name in sorted(missing):
@@ -139,6 +144,7 @@ class Lifecycle:
         sleep_bytes = self._state.device.sleep_bytes
         if old.policy(sleep_bytes) != new.policy(sleep_bytes):
             self._state.manager.set_policy(new.policy(sleep_bytes))
+        self._fetcher.configure(new.adapter_sources())
         if old.overrides() != new.overrides():
             self._scanner.set_overrides(new.overrides())
             if self._watcher is not None:
@@ -162,4 +168,5 @@ class Lifecycle:
         if self._state.phase != "stopping":  # the server ended without a signal
             self._state.phase = "stopping"
             await self._state.manager.close(0.0)
+        await self._fetcher.close()
         await self._upstreams.close()

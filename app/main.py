@@ -26,6 +26,8 @@ from engines.base import Declaration, EngineContext, ListsModels
 from engines.registry import Engines, create_factories, registered_architectures
 from models.catalog import Catalog
 from models.discovery.scanner import Scanner
+from models.fetching.fetcher import Fetcher
+from models.fetching.paths import AdapterPaths
 from models.manager import ModelManager
 from models.sources import Sources
 from utils.access_log import AccessLog
@@ -93,16 +95,20 @@ def build(
         hang_timeout_s=settings.hang_timeout_s,
     )
     metrics = Metrics(lambda: _snapshot(manager))
-    state = AppState(settings, manager, metrics, engines.errors, device)
+    sources = Sources(manager.catalog)
+    fetcher = Fetcher(
+        settings.state_dir / "adapters", partial(sources.put, "S3 storage"), int(settings.max_adapter_bytes)
+    )
+    paths = AdapterPaths(manager.catalog, settings.models_dir, fetcher, manager.check)
+    state = AppState(settings, manager, metrics, engines.errors, device, paths)
     upstreams = Upstreams(settings.upstream_connect_timeout_s, settings.upstream_idle_timeout_s)
     folder = folder_scanner(settings)
     make_watcher = make_watcher or partial(_folder_watcher, settings, folder)
     control = LazyApp(partial(_control_app, state))
-    sources = Sources(manager.catalog)
     for name, factory in engines.factories.items():
         if isinstance(factory, ListsModels):
             factory.follow(partial(sources.put, name))
-    lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams, control, sources)
+    lifecycle = Lifecycle(state, scanner or folder, make_watcher, upstreams, control, sources, fetcher)
     return Roundhouse(_gate(settings, state, lifecycle, upstreams, control), lifecycle, state)
 
 

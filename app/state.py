@@ -11,6 +11,7 @@ from typing import Literal
 from app.config import Settings
 from app.memory import Device
 from models.errors import Busy
+from models.fetching.paths import AdapterPaths
 from models.manager import ModelManager
 from utils.telemetry import Metrics
 
@@ -28,6 +29,7 @@ class AppState:
     metrics: Metrics
     engine_errors: Mapping[str, str]  # engines that could not be imported, and why
     device: Device
+    adapter_paths: AdapterPaths
     phase: Phase = "starting"
     config_error: str | None = None  # why the configuration file, as it is now, is not in use
     scan_error: str | None = None

@@ -5,6 +5,7 @@ RoundhouseError
 ├── AmbiguousModel      404 model_ambiguous
 ├── ModelUnusable       400 model_unusable     (incomplete, refused or broken folder)
 ├── WrongTask           400 wrong_model_task   (chat asked of an embedder)
+├── AdapterPathRefused  400 adapter_path_refused (outside of the allowed roots)
 ├── DoesNotFit          503 model_does_not_fit (needs more memory than the whole budget)
 ├── Busy                503 overloaded         (queue full, or waited longer than allowed)
 ├── LoadFailed          503 model_load_failed
@@ -48,6 +49,10 @@ class ModelUnusable(RoundhouseError):
 
 class WrongTask(RoundhouseError):
     status, type, code = 400, "invalid_request_error", "wrong_model_task"
+
+
+class AdapterPathRefused(RoundhouseError):
+    status, type, code = 400, "invalid_request_error", "adapter_path_refused"
 
 
 class DoesNotFit(RoundhouseError):
