@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,21 @@ def test_the_winner_s_file_stays_and_all_others_go(
     again = choose(str(embedder), args.model_copy(update={"fingerprint": "2"}))
     assert not Path(chosen.body_path).exists()  # of the folder as it was before
     assert Path(again.body_path).exists()
+
+
+def test_on_a_slow_machine_what_was_not_tried_in_time_is_no_candidate(
+    embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = fake_measuring(monkeypatch, {"torch": 1, "onnx": 1.4, "openvino": 2})
+    clock = iter((0.0, choosing.COMPARING_S - 1, choosing.COMPARING_S + 1))
+    monkeypatch.setattr(choosing, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    chosen = choose(str(embedder), args_of(cache_dir=str(tmp_path)))
+
+    assert (seen, chosen.backend) == ([PLAIN, ONNX], "onnx")
+    choice = kept.read(kept.folder_of(tmp_path, str(embedder)))
+    assert choice is not None
+    assert "OpenVINO float32 not: not tried" in str(choice)
 
 
 def test_a_file_that_is_not_whole_does_not_count(

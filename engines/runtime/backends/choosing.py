@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -36,6 +37,7 @@ FILES = {"onnx": "onnx.onnx", "openvino": "openvino.xml"}  # each with its weigh
 MAX_EXPORTED_BYTES = 1536 * 1024**2
 MEMORY_FACTOR = 4  # times those bytes: what an export takes at its worst
 BFLOAT16_FLAGS = frozenset(("amx_bf16", "avx512_bf16", "bf16"))  # elsewhere it is emulated, and slow
+COMPARING_S = 30.0  # somebody waits for this load: after so long no other candidate is tried
 WORTH = 1.1  # how much faster than what is simpler a candidate must be
 
 logger = logging.getLogger(__name__)
@@ -178,8 +180,12 @@ def _decide(folder: Path, key: str, model_path: str, args: TransformersArgs, amo
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(mode=0o700)
     try:
-        figures = []
+        figures: list[Figures] = []
+        until_s = time.monotonic() + COMPARING_S
         for each in dict.fromkeys((PLAIN, *among)):
+            if figures and time.monotonic() > until_s:
+                figures.append(Figures(each, error=f"not tried, as {COMPARING_S:.0f} s were over"))
+                continue
             body = aside / FILES[each.backend] if each.backend in FILES else None
             figures.append(measured(each, model_path, resolved(args, each, body), aside / "reference.npz"))
             logger.info("%s: %s", model_path, figures[-1])
