@@ -115,8 +115,8 @@ class Settings(BaseSettings):
     shutdown_timeout_s: Seconds = 30.0
     """How long running answers may go on after a TERM signal."""
     preload: Names = ()
-    default_models: Names = ()
-    """Of several models for a task, the ones for requests that name none, as those of TEI's clients."""
+    default_model: Names = ()
+    """For requests that name no model (WebSocket, TEI): the first of these names that serves it."""
 
     # Memory
     memory_budget_bytes: ByteSize | None = None
@@ -169,7 +169,7 @@ class Settings(BaseSettings):
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    @field_validator("api_keys", "allowed_hosts", "cors_origins", "preload", "default_models", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "cors_origins", "preload", "default_model", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Which model answers a request that names none, as the clients of text-embeddings-inference send it."""
+"""Which model answers a request that names none, as WebSocket clients and those of TEI may send it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from app.errors import InvalidRequest
 from app.routes import Route
 from models.errors import AmbiguousModel, UnknownModel
 from models.manager import ModelManager
-from models.types import ModelSpec
+from models.types import ModelSpec, Task
 
 
 def default_model(manager: ModelManager, route: Route, preferred: Sequence[str]) -> ModelSpec:
-    """The only model that `route` has, else the first of those `preferred` that is among them.
+    """The first of those `preferred` that `route` serves, else the only model that it serves, adapters left aside.
 
-    Raises InvalidRequest that lists them where that leaves none.
+    Raises UnknownModel where it serves none, and InvalidRequest that lists them where there are several.
     """
     specs = [spec for spec in manager.catalog.specs() if route.serves(spec)]
     served = {spec.id: spec for spec in specs if manager.servable.refusal(spec) is None}
-    if len(served) == 1:
-        return next(iter(served.values()))
     for name in preferred:
         with suppress(UnknownModel, AmbiguousModel):
             if (spec := manager.catalog.resolve(name)).id in served:
                 return spec
-    if not served:
-        raise InvalidRequest(f"No model in the models folder can be served at {route.path}.", param="model")
+    models = [spec for spec in served.values() if spec.task is not Task.ADAPTER]
+    if not models:
+        raise UnknownModel(f"No model in the models folder can be served at {route.path}.", param="model")
+    if len(models) == 1:
+        return models[0]
     raise InvalidRequest(
         f"`model` is missing, and several models are served at {route.path}: {', '.join(served)}. Name one, or set "
-        "default_models.",
+        "default_model.",
         param="model",
     )

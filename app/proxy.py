@@ -18,13 +18,14 @@ import orjson
 from app.asgi import Bodies, ClientGone, Exchange
 from app.default_model import default_model
 from app.errors import Header, render_event
+from app.foreign import EVENT_STREAM, read_checked, read_up_to, why_unreached
 from app.request_body import RequestBody, parse_body, parse_document
 from app.routes import Route, check_task
 from app.state import AppState
 from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstreams
 from app.waiting import Told, Wait, WaitTexts
 from engines.base import Outcome
-from models.errors import Busy, EngineGone, RoundhouseError
+from models.errors import Busy, EngineGone, RoundhouseError, Unavailable
 from models.manager import Lease
 from models.types import ModelSpec
 from utils.logging import logger
@@ -32,7 +33,7 @@ from utils.openai_compat import close_open_event, error_event
 
 RETRY_PAUSE_S = 0.2  # for the manager to hear of the end of an engine, before a fresh lease is asked for
 ATTEMPTS = 2
-EVENT_STREAM = "text/event-stream"
+UNREACHED_RETRY_S = 5.0  # for clients whose server elsewhere could not be reached, while its circuit is closed
 FIRST_ERROR = 400  # of HTTP's statuses
 FIRST_FAILURE = 500  # of those that are the engine's fault
 ERROR_BYTES = 1 << 16  # of an engine's error that are read to be told in an event
@@ -64,12 +65,17 @@ DROPPED_HEADERS = frozenset(
         b"x-request-id",
         b"vary",
         b"alt-svc",
+        b"strict-transport-security",
+        b"openai-organization",
+        b"openai-project",
     )
 )
 
 
 class EngineUnreachable(EngineGone):
     """The engine gave no answer at all, and can have done nothing that lasts; nothing was sent to the client yet."""
+
+    told: RoundhouseError | None = None  # to the client, once this is not tried again
 
 
 class AnswerCutOff(Exception):
@@ -113,7 +119,7 @@ class DataPlane:
 
     def _spec_of(self, body: RequestBody, route: Route) -> ModelSpec:
         if body.model is None:
-            return default_model(self._manager, route, self._state.settings.default_models)
+            return default_model(self._manager, route, self._state.settings.default_model)
         return self._manager.catalog.resolve(body.model)
 
     def _wait_of(self, exchange: Exchange, route: Route, body: RequestBody, spec: ModelSpec) -> Wait:
@@ -139,10 +145,7 @@ class DataPlane:
             except EngineUnreachable as error:
                 logger.warning("{}: the engine of {} gave no answer: {}", exchange.request_id, spec.id, error)
                 if attempt == ATTEMPTS:
-                    raise EngineGone(
-                        f"The engine of '{spec.id}' ended before it answered. It is started again with the next "
-                        "request for it."
-                    ) from None
+                    raise (error.told or _ended_before(spec)) from None
             except TimeoutError:
                 raise self._waited_too_long(spec, self._state.settings.wait_timeout_s) from None
             await asyncio.sleep(RETRY_PAUSE_S)
@@ -164,53 +167,64 @@ class DataPlane:
         try:
             headers = _request_headers(exchange, lease.endpoint.headers.items())
             response = await upstream.post(route.path, body.with_model(lease.served_name), headers)
-            lease.outcome = Outcome.FAILED if response.status >= FIRST_FAILURE else Outcome.ANSWERED
-            await self._send_answer(exchange, route, response, lease.endpoint.last_words)
+            await self._pass_on(exchange, route, response, lease)
         except (ClientGone, asyncio.CancelledError):
             lease.outcome = Outcome.ABANDONED
             raise
+        except NEVER_REACHED as error:
+            raise _unreached(lease, why_unreached(error)) from error
         except TimeoutError:
-            lease.outcome = Outcome.FAILED
-            raise EngineGone(f"The engine of '{lease.spec.id}' sent nothing for too long.") from None
+            raise _failed(lease, f"sent nothing for {self._state.settings.upstream_idle_timeout_s:g} s") from None
         except UNREACHABLE as error:
-            lease.outcome = Outcome.FAILED
-            if lease.endpoint.ends_with_us or isinstance(error, NEVER_REACHED):
-                raise EngineUnreachable(f"{type(error).__name__}: {error}") from error
-            raise EngineGone(f"The engine of '{lease.spec.id}' closed the connection without an answer.") from error
+            if lease.endpoint.ends_with_us:
+                raise _unreached(lease, f"{type(error).__name__}: {error}") from error
+            raise _failed(lease, "closed the connection before the end of its answer") from error
         except aiohttp.ClientError as error:
-            lease.outcome = Outcome.FAILED
-            raise EngineGone(f"The engine of '{lease.spec.id}' gave an answer that is not HTTP.") from error
-        except (AnswerCutOff, EngineGone):
-            lease.outcome = Outcome.FAILED
+            raise _failed(lease, "gave an answer that is not HTTP") from error
+        except AnswerCutOff:
+            lease.fails("it broke off its answer")
+            raise
+        except EngineGone as error:
+            lease.fails(error.message)
             raise
         finally:
             upstream.running -= 1
             if response is not None:
                 response.close()  # of no effect once the answer was read to its end; else it tells the engine to stop
 
+    async def _pass_on(self, exchange: Exchange, route: Route, response: aiohttp.ClientResponse, lease: Lease) -> None:
+        """As `_send_answer`; notes in the lease how the request ends, where that is known already."""
+        if response.status < FIRST_FAILURE:
+            lease.answers()
+        else:
+            lease.fails(f"status {response.status}")
+        first = b"" if lease.endpoint.ends_with_us else await read_checked(response, lease.spec, route.protocol)
+        await self._send_answer(exchange, route, response, lease, first)
+
     async def _send_answer(
-        self, exchange: Exchange, route: Route, response: aiohttp.ClientResponse, last_words: tuple[bytes, ...]
+        self, exchange: Exchange, route: Route, response: aiohttp.ClientResponse, lease: Lease, first: bytes
     ) -> None:
-        """Raises AnswerCutOff, or NotServed once an error of the engine was passed on."""
+        """`first` was read already. Raises AnswerCutOff, or NotServed once an error of the engine was passed on."""
+        last_words = lease.endpoint.last_words
         streams = response.status == 200 and response.content_type == EVENT_STREAM
         if exchange.status and not streams:  # comments are out: the client reads an event stream already
-            await _tell_in_event(exchange, route, response, last_words)
+            await _tell_in_event(exchange, route, response, lease, first)
         headers, left = _response_headers(response)
         content = response.content
         tail = b""
         begun = False
         while True:
             try:
-                chunk = await content.readany()
+                chunk = first if first and not begun else await content.readany()
             except BROKEN as error:
                 if not begun:
                     raise
-                await _break_off(exchange, route, response, tail, error)
+                await _break_off(exchange, route, response, lease, tail, error)
             if any(words in chunk for words in last_words):
                 dying = EngineUnreachable("it is about to end, and says so")
                 if not begun:
                     raise dying
-                await _break_off(exchange, route, response, tail, dying)
+                await _break_off(exchange, route, response, lease, tail, dying)
             if not begun:
                 begun = True
                 if not exchange.status:
@@ -226,39 +240,56 @@ class DataPlane:
 
 
 async def _break_off(
-    exchange: Exchange, route: Route, response: aiohttp.ClientResponse, tail: bytes, error: BaseException
+    exchange: Exchange, route: Route, response: aiohttp.ClientResponse, lease: Lease, tail: bytes, error: BaseException
 ) -> NoReturn:
     """Ends an answer that the engine left unfinished, so that the client can tell."""
     logger.warning("{}: the engine of {} broke off: {!r}", exchange.request_id, exchange.model, error)
     if response.content_type == EVENT_STREAM:
-        gone = EngineGone(f"The engine of '{exchange.model}' ended while it answered; what came before is incomplete.")
+        gone = EngineGone(f"{_who(lease)} ended while it answered; what came before is incomplete.")
         event = render_event(gone, route.protocol, exchange.request_id)
         await exchange.body(close_open_event(tail) + event, False)
     raise AnswerCutOff
 
 
 async def _tell_in_event(
-    exchange: Exchange, route: Route, response: aiohttp.ClientResponse, last_words: tuple[bytes, ...]
+    exchange: Exchange, route: Route, response: aiohttp.ClientResponse, lease: Lease, first: bytes
 ) -> NoReturn:
     """An engine's answer that is no event stream, most likely an error, to a client that reads one."""
-    raw = await _read_up_to(response.content, ERROR_BYTES)
-    if any(words in raw for words in last_words):
+    raw = first or await read_up_to(response.content, ERROR_BYTES)
+    if any(words in raw for words in lease.endpoint.last_words):
         raise EngineUnreachable("it is about to end, and says so")
     try:
         told = orjson.loads(raw)
     except orjson.JSONDecodeError:
         told = None
     if not isinstance(told, dict) or "error" not in told:
-        raise EngineGone(f"The engine of '{exchange.model}' answered with status {response.status} and no stream.")
+        raise EngineGone(f"{_who(lease)} answered with status {response.status} and no stream.")
     await exchange.body(error_event(route.protocol, told), False)
     raise NotServed
 
 
-async def _read_up_to(content: aiohttp.StreamReader, limit: int) -> bytes:
-    try:
-        return await content.readexactly(limit)
-    except asyncio.IncompleteReadError as all_there_is:
-        return all_there_is.partial
+def _who(lease: Lease) -> str:
+    return f"The {'engine' if lease.endpoint.ends_with_us else 'server'} of '{lease.spec.id}'"
+
+
+def _failed(lease: Lease, what: str) -> EngineGone:
+    lease.fails(f"it {what}")
+    return EngineGone(f"{_who(lease)} {what}.")
+
+
+def _unreached(lease: Lease, why: str) -> EngineUnreachable:
+    lease.fails(why)
+    error = EngineUnreachable(why)
+    if not lease.endpoint.ends_with_us:
+        told = f"{_who(lease)} ({lease.spec.engine}) cannot be reached: {why}."
+        error.told = Unavailable(told, param="model", retry_after_s=UNREACHED_RETRY_S)
+    return error
+
+
+def _ended_before(spec: ModelSpec) -> EngineGone:
+    return EngineGone(
+        f"The engine of '{spec.id}' ended before it answered. It is started again with the next request for it."
+    )
 
 
 def _request_headers(exchange: Exchange, own: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from utils.logging import logger
 
 POLL_S = 0.5  # a stat of one file: cheaper than another watcher, and right on every kind of mount
 LIVE = frozenset(Policy.__dataclass_fields__) | {
-    "default_models",
+    "default_model",
     "models",
     "shutdown_timeout_s",
     "wait_timeout_s",

@@ -101,7 +101,7 @@ class CohereEmbedRequest(WithModel):
 
 
 class MaybeWithModel(Open):
-    model: str | None = Field(None, description="May be left out: see `default_models`.")
+    model: str | None = Field(None, description="May be left out: see `default_model`.")
     truncate: bool | None = None
     truncation_direction: Literal["left", "right"] | None = None
 

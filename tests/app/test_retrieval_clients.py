@@ -47,18 +47,18 @@ async def test_of_several_models_the_default_one_answers_and_without_one_all_are
         refused = await served.post("/embed", {"inputs": "x"})
         assert refused.status_code == 400
         assert refused.json()["error_type"] == "Validation"
-        for name in ("`model`", "minilm", "org/e5", "default_models"):
+        for name in ("`model`", "minilm", "org/e5", "default_model"):
             assert name in refused.json()["error"]
         assert (await served.post("/embed", {"inputs": "x", "model": "e5"})).json()["model"] == "org/e5"
         assert (await served.post("/rerank", TEI["/rerank"][1])).status_code == 200  # of those there is one
-    async with serving(specs, default_models=("cross", "gone", "E5")) as served:
+    async with serving(specs, default_model=("cross", "gone", "E5")) as served:
         assert (await served.post("/embed", {"inputs": "x"})).status_code == 200
         assert served.engines.loads == ["org/e5"]
 
 
 async def test_where_no_model_serves_it_the_error_says_so(served: Served) -> None:
     refused = await served.post("/predict", {"inputs": "x"})
-    assert (refused.status_code, refused.json()["error_type"]) == (400, "Validation")
+    assert (refused.status_code, refused.json()["error_type"]) == (404, "Validation")
     assert refused.json()["error"] == "No model in the models folder can be served at /predict."
 
 
