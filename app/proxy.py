@@ -18,7 +18,7 @@ import orjson
 from app.asgi import Bodies, ClientGone, Exchange
 from app.default_model import default_model
 from app.errors import Header, render_event
-from app.foreign import EVENT_STREAM, read_checked, read_up_to, why_unreached
+from app.foreign import EVENT_STREAM, FIRST_ERROR, FIRST_FAILURE, read_checked, read_up_to, why_unreached
 from app.request_body import RequestBody, parse_body, parse_document
 from app.routes import Route, check_task
 from app.state import AppState
@@ -34,8 +34,6 @@ from utils.openai_compat import close_open_event, error_event
 RETRY_PAUSE_S = 0.2  # for the manager to hear of the end of an engine, before a fresh lease is asked for
 ATTEMPTS = 2
 UNREACHED_RETRY_S = 5.0  # for clients whose server elsewhere could not be reached, while its circuit is closed
-FIRST_ERROR = 400  # of HTTP's statuses
-FIRST_FAILURE = 500  # of those that are the engine's fault
 ERROR_BYTES = 1 << 16  # of an engine's error that are read to be told in an event
 
 # What engines get of a request's headers: nothing that names a person or a key, nothing that steers an engine.
@@ -194,11 +192,15 @@ class DataPlane:
 
     async def _pass_on(self, exchange: Exchange, route: Route, response: aiohttp.ClientResponse, lease: Lease) -> None:
         """As `_send_answer`; notes in the lease how the request ends, where that is known already."""
-        if response.status < FIRST_FAILURE:
-            lease.answers()
-        else:
+        first = b""
+        if response.status >= FIRST_FAILURE:
             lease.fails(f"status {response.status}")
-        first = b"" if lease.endpoint.ends_with_us else await read_checked(response, lease.spec, route.protocol)
+        elif response.status >= FIRST_ERROR:
+            lease.answers()
+        if not lease.endpoint.ends_with_us:
+            first = await read_checked(response, lease.spec, route.protocol)
+        if response.status < FIRST_ERROR:
+            lease.answers()
         await self._send_answer(exchange, route, response, lease, first)
 
     async def _send_answer(

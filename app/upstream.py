@@ -15,7 +15,7 @@ KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s; ours must go first
 LARGE_BODY_BYTES = 1 << 20  # beyond this, aiohttp wants a file-like object rather than bytes
 READ_BUFFER_BYTES = 1 << 16
 
-NEVER_REACHED = (aiohttp.ClientConnectorError,)  # no byte of the request left us
+NEVER_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # no byte of the request left us
 # An engine that cannot be reached, or that closed the connection before its answer's end.
 UNREACHABLE = (aiohttp.ClientConnectionError, ConnectionError, aiohttp.ClientPayloadError)
 BROKEN = (*UNREACHABLE, aiohttp.ClientResponseError, TimeoutError)
@@ -59,7 +59,8 @@ class Upstreams:
     """Finds the pool of an endpoint; forgets those whose socket is gone."""
 
     def __init__(self, connect_timeout_s: float, idle_timeout_s: float) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
+        # `connect`: looking the name up and TLS included.
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=idle_timeout_s)
         self._pools: dict[tuple[object, str], Upstream] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
