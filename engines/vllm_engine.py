@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from engines.base import Engine, EngineContext, EngineFactory, Verdict
 from engines.launcher import Launcher
@@ -31,13 +31,14 @@ def create_factory(context: EngineContext) -> EngineFactory:
 
 
 class VllmFactory:
-    """See engines.base.EngineFactory."""
+    """See engines.base.EngineFactory. A package may make of it an engine of its own (adapters/deepseek_ocr does)."""
 
     name = "vllm"
+    environment: ClassVar[Mapping[str, str | None]] = {}  # besides launcher_changes
 
     def __init__(self, context: EngineContext, runtime: str = RUNTIME) -> None:
         self._context = context
-        self._launcher = Launcher(self.name, runtime, context, env=launcher_changes(context))
+        self._launcher = Launcher(self.name, runtime, context, env={**launcher_changes(context), **self.environment})
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         if spec.task is Task.ADAPTER:
