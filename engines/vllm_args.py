@@ -9,7 +9,7 @@ from typing import Any
 
 from engines import vllm_lora, vllm_sleep
 from engines.base import EngineContext
-from engines.vllm_families import read_template, reasoning_parser, tool_parser
+from engines.vllm_families import TEKKEN, read_template, reasoning_parser, tool_parser
 from engines.vllm_memory import argument_name, kv_bytes_per_token, kv_cache, tokens_bytes
 from models.types import ModelSpec, Task
 
@@ -58,14 +58,15 @@ def serve_args(spec: ModelSpec, context: EngineContext, adapters: Sequence[Model
     Reads the model's chat template and the adapters' configurations. Raises BadEngineArgument.
     """
     draft = _Draft()
-    kv_bytes, kv_reason = kv_cache(spec, context)
+    lora = vllm_lora.arguments(spec, context, adapters)
+    kv_bytes, kv_reason = kv_cache(spec, context, lora.device_bytes)
     draft.set("model", str(spec.path))
     draft.set("served-model-name", [spec.id, *spec.aliases])
     draft.set("kv-cache-memory-bytes", kv_bytes, kv_reason)
     _set_length(draft, spec, kv_bytes, kv_bytes_per_token(spec, context))
     _set_device(draft, context.device)
     _set_parsers(draft, spec)
-    _set_adapters(draft, adapters)
+    _set_adapters(draft, lora)
     _set_sleep(draft, vllm_sleep.tiers(spec, context.device, bool(adapters), context.engine_args))
     _set_safety(draft, spec)
     _set_configured(draft, context.engine_args, "for all models of this engine")
@@ -100,21 +101,21 @@ def _set_parsers(draft: _Draft, spec: ModelSpec) -> None:
     if spec.task is not Task.CHAT:
         return
     template = read_template(spec.path)
-    tools = tool_parser(spec.model_type, template)
+    tekken = (spec.path / TEKKEN).is_file()
+    tools = tool_parser(spec.model_type, template, spec.id, tekken=tekken)
     draft.because(tools.reason)
     if tools.parser:
         draft.set("enable-auto-tool-choice", True)
         draft.set("tool-call-parser", tools.parser)
-    reasoning = reasoning_parser(spec.id, spec.model_type, template)
+    reasoning = reasoning_parser(spec.id, spec.model_type, template, tekken=tekken)
     draft.because(reasoning.reason)
     if reasoning.parser:
         draft.set("reasoning-parser", reasoning.parser)
 
 
-def _set_adapters(draft: _Draft, adapters: Sequence[ModelSpec]) -> None:
-    arguments = vllm_lora.arguments(adapters)
-    draft.because(arguments.reason)
-    for name, value in arguments.values.items():
+def _set_adapters(draft: _Draft, lora: vllm_lora.LoraArguments) -> None:
+    draft.because(lora.reason)
+    for name, value in lora.values.items():
         draft.set(name, value)
 
 

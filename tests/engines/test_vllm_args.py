@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from engines import vllm_families
 from engines.base import EngineContext
 from engines.vllm_args import NO_MEDIA_DOMAIN, BadEngineArgument, ServeArgs
 from engines.vllm_args import serve_args as serve_args_in
-from engines.vllm_families import read_template, reasoning_parser, tool_parser
 from engines.vllm_lora import adapter_rank, adapter_refusal
 from models.types import ModelOverrides, ModelSpec, Task
 
@@ -152,76 +149,7 @@ def test_adapters_are_served_beside_their_base(tmp_path: Path) -> None:
     assert [json.loads(text)["name"] for text in serve.args[at + 1 : at + 3]] == ["org/one", "org/two"]
 
 
-# (model_type, template, tool parser, reasoning parser); templates are the telling parts of those published.
 TOOLS = "{% if tools %}{% endif %}"
-CHAT_MODELS = [
-    ("qwen2", TOOLS + '<tool_call>\n{"name": ...}\n</tool_call>', "hermes", None),
-    ("qwen3", TOOLS + "<tool_call>{}</tool_call> {{ '<think>' }}", "hermes", "qwen3"),
-    ("qwen3", TOOLS + "<tool_call>{}</tool_call>", "hermes", None),
-    ("qwen3_moe", TOOLS + "<tool_call>\n<function=example>\n<parameter=x>", "qwen3_coder", None),
-    ("llama", TOOLS + '{"name": function, "parameters": {}} <|python_tag|>', "llama3_json", None),
-    ("llama", TOOLS + '{"name": function, "parameters": {}}', "llama3_json", None),
-    ("llama", TOOLS + "<tool_call>{}</tool_call>", "hermes", None),  # Hermes on Llama
-    ("llama", "{{ bos_token }} {{ message }}", None, None),  # Llama 2
-    ("llama4", TOOLS + '<|python_start|>{"name"', "llama4_json", None),
-    ("mistral", TOOLS + "[AVAILABLE_TOOLS] [TOOL_CALLS]", "mistral", None),
-    ("mistral3", TOOLS + "[TOOL_CALLS] [THINK]", "mistral", "mistral"),
-    ("gpt_oss", TOOLS + "<|start|>assistant<|channel|>analysis", "openai", "openai_gptoss"),
-    ("deepseek_v3", "<｜tool▁calls▁begin｜>```json </think>", "deepseek_v3", "deepseek_v3"),  # noqa: RUF001
-    ("deepseek_v3", "<｜tool▁calls▁begin｜><think>", "deepseek_v31", "deepseek_v3"),  # noqa: RUF001
-    ("qwen2", "<｜tool▁calls▁begin｜>```json </think>", "deepseek_v3", "deepseek_r1"),  # noqa: RUF001  # R1 distilled
-    ("phi3", TOOLS + "<|tool|>", "phi4_mini_json", None),
-    ("phi3", "<|user|>{{ message }}", None, None),
-    ("gemma3", "<start_of_turn>", None, None),
-    ("gemma3_text", TOOLS + "<start_function_call>", "functiongemma", None),
-    ("granite", TOOLS + "<|tool_call|>", "granite", None),
-    ("glm4_moe", TOOLS + "<tool_call>{name}<arg_key> <think>", "glm45", "glm45"),
-    ("kimi_k2", TOOLS + "<|tool_calls_section_begin|>", "kimi_k2", None),
-    ("minimax_m2", TOOLS + "<minimax:tool_call> <think>", "minimax_m2", "minimax_m2"),
-    ("seed_oss", TOOLS + "<seed:tool_call><function= <seed:think>", "seed_oss", "seed_oss"),
-    ("cohere2", TOOLS + "<|START_ACTION|>", "cohere_command3", None),
-    ("lfm2", TOOLS + "<|tool_list_start|>", "lfm2", None),
-    ("olmo3", TOOLS + "<function_calls> <think>", "olmo3", "olmo3"),
-    ("somebody_new", TOOLS + "<weird>", None, None),
-    ("somebody_new", "<think>", None, None),
-    ("llama", "", None, None),
-]
-
-
-@pytest.mark.parametrize(("model_type", "template", "tools", "reasoning"), CHAT_MODELS)
-def test_parsers_follow_the_template_and_then_the_family(
-    model_type: str, template: str, tools: str | None, reasoning: str | None
-) -> None:
-    assert tool_parser(model_type, template).parser == tools
-    assert reasoning_parser("org/model", model_type, template).parser == reasoning
-    assert tool_parser(model_type, template).reason
-
-
-def test_an_instruct_model_of_qwen3_does_not_think_whatever_its_template_says() -> None:
-    assert reasoning_parser("Qwen/Qwen3-4B-Instruct-2507", "qwen3", "<think>").parser is None
-
-
-def test_every_parser_that_we_name_is_one_of_the_installed_vllm() -> None:
-    found = importlib.util.find_spec("vllm")
-    assert found is not None
-    assert found.submodule_search_locations
-    package = Path(found.submodule_search_locations[0])
-    tools = {*vllm_families._TOOLS_BY_FAMILY.values(), *dict(vllm_families._TOOLS_BY_MARKER).values()}
-    tools |= {*vllm_families._TOOLS_BY_LINEAGE.values(), "deepseek_v3", "deepseek_v31"}
-    reasoning = {*vllm_families._REASONING_BY_FAMILY.values(), "deepseek_r1", "mistral"}
-    for names, folder in ((tools, "tool_parsers"), (reasoning, "reasoning")):
-        registered = (package / folder / "__init__.py").read_text()
-        assert {name for name in names if f'"{name}": (' not in registered} == set()
-
-
-def test_templates_are_read_from_every_place_that_holds_one(tmp_path: Path) -> None:
-    assert read_template(tmp_path) == ""
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "t", "template": "LIST"}]}))
-    assert "LIST" in read_template(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("{broken")
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "JSON"}))
-    (tmp_path / "chat_template.jinja").write_text("JINJA")
-    assert set(read_template(tmp_path).split()) == {"JSON", "JINJA"}
 
 
 def test_a_completion_model_gets_no_parsers(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Run as a process of its own, as vLLM takes seconds to import: the formats through the installed parsers, as JSON.
+
+    python -m tests.engines.vllm_parsing
+
+Prints a list of {"model_id", "calls": [[name, arguments]], "reasoning", "content", "error"}, one for each format.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+
+from tests.engines.vllm_formats import ANSWER, FORMATS, Format
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def tokenizer(special: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """One that knows every byte, and a format's own tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_tokens([AddedToken(text, special=False, normalized=False) for text in special])
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def parse(case: Format) -> dict[str, Any]:
+    found: dict[str, Any] = {"model_id": case.model_id, "calls": [], "reasoning": None, "content": None, "error": ""}
+    request = ChatCompletionRequest(
+        model="m",
+        messages=[{"role": "user", "content": "?"}],
+        tools=[WEATHER],
+        chat_template_kwargs=case.request or None,
+    )
+    tokens = tokenizer(case.special)
+    try:
+        if case.tools:
+            parser: Any = ToolParserManager.get_tool_parser(case.tools)(tokens, request.tools)
+            called = parser.extract_tool_calls(case.call, request)
+            found["calls"] = [[call.function.name, json.loads(call.function.arguments)] for call in called.tool_calls]
+        if case.reasoning:
+            thinker: Any = ReasoningParserManager.get_reasoning_parser(case.reasoning)(
+                tokens, chat_template_kwargs=case.request
+            )
+            found["reasoning"], found["content"] = thinker.extract_reasoning(case.thinks + ANSWER, request)
+    except Exception as error:  # told by the test that reads this
+        found["error"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+if __name__ == "__main__":
+    json.dump([parse(case) for case in FORMATS], sys.stdout)
