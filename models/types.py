@@ -17,6 +17,7 @@ class Task(StrEnum):
     EMBED = "embed"
     RERANK = "rerank"
     CLASSIFY = "classify"
+    TENSOR = "tensor"  # tensors in, tensors out, as its signature says (KServe V2)
     ADAPTER = "adapter"
     UNSUPPORTED = "unsupported"
 
@@ -35,6 +36,25 @@ class Registered(NamedTuple):
 
     engine: str
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output of a model. `datatype` as KServe V2 names it ("FP32"); -1 in `shape` is any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a tensor model takes and gives. Nothing in `inputs`, `outputs` or `versions`: its server does not tell."""
+
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    versions: tuple[str, ...] = ()
+    platform: str = ""
 
 
 class Availability(StrEnum):
@@ -92,6 +112,7 @@ class ModelSpec:
     quantization: str | None = None  # quant_method of the config: "awq", "fp8", …
     chat_template: bool = False
     parent: str | None = None
+    signature: Signature | None = None  # of a tensor model
     created_s: int = 0  # Unix time of the folder's newest file
     fingerprint: str = ""
     reasons: tuple[str, ...] = ()
