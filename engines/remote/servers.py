@@ -1,7 +1,8 @@
-"""The servers of one engine that is declared in the configuration: which one gets the next request, and how they are."""
+"""The servers of an engine that is declared in the configuration: which gets the next request, and how they are."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import time
@@ -25,6 +26,7 @@ class Server:
     breaker: Breaker
     host: str = field(init=False)  # with its port, where one is named
     asked_error: str | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)  # once, with or without an answer
 
     def __post_init__(self) -> None:
         self.host = urlsplit(self.url).netloc

@@ -96,6 +96,13 @@ def engine_for(verdict: Verdict, overrides: ModelOverrides) -> str:
     return overrides.engine or verdict.engine or ENGINES.get(verdict.task, "")
 
 
+def task_by_name(name: str) -> Task:
+    """What a model is for of which only the name is known, as a server elsewhere tells it."""
+    if _RERANK_NAME.search(name):
+        return Task.RERANK
+    return Task.EMBED if _EMBED_NAME.search(name) else Task.CHAT
+
+
 def is_generative(architecture: str) -> bool:
     """Whether an architecture's name is that of a text generator."""
     return (
