@@ -69,7 +69,7 @@ class Lifecycle:
         self._reloader = ConfigReloader(state.settings, self._apply, self._on_config_error)
         self._tasks: list[asyncio.Task[None]] = []
         self._announcer = Announcer(state.settings.models_dir, state.manager.servable.refusal)
-        self._missing: Set[str] = frozenset()  # configured, but no such folder
+        self._missing: Set[str] = frozenset()  # configured, but no such model
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -100,10 +100,11 @@ class Lifecycle:
     async def _begin(self) -> None:
         self._fetcher.configure(self._settings.adapter_sources())
         await self._guarded(self._watch(), "The models folder cannot be watched")
+        await self._guarded(self._state.manager.start(), "The engines cannot be started")
         if self._state.phase == "starting":
             self._state.phase = "ready"
         self._state.scanned.set()
-        await self._guarded(self._state.manager.start(), "The engines cannot be started")
+        self._tell_missing()
 
     async def _count_events(self) -> None:
         """For the metrics."""
@@ -129,14 +130,18 @@ class Lifecycle:
     def _on_models(self, specs: Sequence[ModelSpec]) -> None:
         self._sources.put(FOLDER, specs)
         self._announcer.tell(specs)
-        fetched = self._settings.adapter_sources().keys()
-        missing = self._settings.models.keys() - fetched - {spec.id for spec in specs}
+        if self._state.phase == "ready":  # before that, servers elsewhere have not said yet what they have
+            self._tell_missing()
+
+    def _tell_missing(self) -> None:
+        known = [spec.id for spec in self._state.manager.catalog.specs()]
+        missing = self._settings.models.keys() - self._settings.adapter_sources().keys() - set(known)
         if missing != self._missing:
             self._missing = missing
             for name in sorted(missing):
-                near = nearest(name, [spec.id for spec in specs])
+                near = nearest(name, known)
                 hint = f"; nearest: {near}" if near else ""
-                logger.warning("The configuration of model {} has no effect: no folder has this id{}", name, hint)
+                logger.warning("The configuration of model {} has no effect: no model has this id{}", name, hint)
 
     async def _apply(self, old: Settings, new: Settings) -> None:
         self._settings = new
@@ -146,6 +151,7 @@ class Lifecycle:
             self._state.manager.set_policy(new.policy(sleep_bytes))
         self._fetcher.configure(new.adapter_sources())
         if old.overrides() != new.overrides():
+            self._sources.set_overrides(new.overrides())
             self._scanner.set_overrides(new.overrides())
             if self._watcher is not None:
                 await self._guarded(self._watcher.rescan(), "The models folder cannot be read")

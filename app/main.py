@@ -95,7 +95,7 @@ def build(
         hang_timeout_s=settings.hang_timeout_s,
     )
     metrics = Metrics(lambda: _snapshot(manager))
-    sources = Sources(manager.catalog)
+    sources = Sources(manager.catalog, settings.overrides())
     fetcher = Fetcher(
         settings.state_dir / "adapters", partial(sources.put, "S3 storage"), int(settings.max_adapter_bytes)
     )
