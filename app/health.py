@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -62,7 +62,7 @@ def _trouble(state: AppState, *, named: bool) -> str | None:
 def overview(state: AppState, *, named: bool) -> dict[str, Any]:
     manager = state.manager
     memory, statuses = manager.memory(), manager.statuses()
-    engines = {name: dict(factory.state()) for name, factory in manager.factories.items()}
+    engines = {name: _engine(factory.state(), named=named) for name, factory in manager.factories.items()}
     engines |= {name: {"state": "unavailable", "error": why} for name, why in state.engine_errors.items()}
     specs = manager.catalog.specs()
     return {
@@ -86,6 +86,13 @@ def overview(state: AppState, *, named: bool) -> dict[str, Any]:
         "config_error": state.config_error,
         "scan_error": state.scan_error,
     }
+
+
+def _engine(told: Mapping[str, Any], *, named: bool) -> dict[str, Any]:
+    """Where an engine's servers are, and what they say, is for those who may see names."""
+    hidden = () if named else ("host", "error")
+    servers = [{key: value for key, value in each.items() if key not in hidden} for each in told.get("servers", ())]
+    return dict(told) | ({"servers": servers} if servers else {})
 
 
 def _is_active(status: ModelStatus) -> bool:

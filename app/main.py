@@ -32,7 +32,7 @@ from models.manager import ModelManager
 from models.sources import Sources
 from utils.access_log import AccessLog
 from utils.logging import logger, set_up_logging
-from utils.telemetry import Metrics, ModelGauge, Snapshot
+from utils.telemetry import Metrics, ModelGauge, ServerGauge, Snapshot
 
 EXIT_CONFIG = 2
 EXIT_BIND = 1
@@ -198,6 +198,11 @@ def _snapshot(manager: ModelManager) -> Snapshot:
         ],
         budget_bytes=memory.budget_bytes,
         charged_bytes=memory.charged_bytes,
+        servers=[
+            ServerGauge(name, server["host"], server["state"], server["running"])
+            for name, factory in manager.factories.items()
+            for server in factory.state().get("servers", ())
+        ],
     )
 
 

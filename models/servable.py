@@ -58,12 +58,12 @@ class Servable:
         return [adapter for adapter in self._catalog.adapters_of(base) if self.refusal(adapter) is None]
 
     def is_remote(self, spec: ModelSpec) -> bool:
-        """Whether a server elsewhere serves it; `spec` is no adapter."""
-        return bool(getattr(self._factories[spec.engine], "remote", False))
+        """Whether a server elsewhere serves it."""
+        return bool(getattr(self._factories.get(spec.engine), "remote", False))
 
     def estimate_bytes(self, spec: ModelSpec) -> int:
         """What an engine for `spec`, as it is configured now, is expected to take."""
-        return self._factories[spec.engine].estimate_bytes(spec)
+        return self._factories[spec.engine].estimate_bytes(spec, self.adapters(spec))
 
     def limits(self, spec: ModelSpec, known: Footprint) -> Limits:
         """What the scheduler is told of a model that can be served; `known` is what was measured of it."""

@@ -26,12 +26,23 @@ class ModelGauge:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerGauge:
+    """What is shown of one server elsewhere; `state` is that of its circuit."""
+
+    engine: str
+    server: str
+    state: str
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that is read when somebody scrapes."""
 
     models: Iterable[ModelGauge]
     budget_bytes: int
     charged_bytes: int
+    servers: Iterable[ServerGauge] = ()
 
 
 class _ModelCollector(Collector):
@@ -58,8 +69,20 @@ class _ModelCollector(Collector):
             if row.memory_bytes is not None:
                 memory.add_metric([row.model], row.memory_bytes)
         yield from (state, running, queued, loads, memory)
+        yield from _of_servers(now.servers)
         yield GaugeMetricFamily("roundhouse_memory_budget_bytes", "For all models together", value=now.budget_bytes)
         yield GaugeMetricFamily("roundhouse_memory_charged_bytes", "Charged to models now", value=now.charged_bytes)
+
+
+def _of_servers(servers: Iterable[ServerGauge]) -> Iterator[Metric]:
+    text = "1: the state of the circuit to a server elsewhere"
+    state = GaugeMetricFamily("roundhouse_server_state", text, labels=["engine", "server", "state"])
+    text = "Requests that a server elsewhere answers"
+    running = GaugeMetricFamily("roundhouse_server_running", text, labels=["engine", "server"])
+    for row in servers:
+        state.add_metric([row.engine, row.server, row.state], 1)
+        running.add_metric([row.engine, row.server], row.running)
+    yield from (state, running)
 
 
 class Metrics:

@@ -25,7 +25,7 @@ async def list_models(state: State, all: bool = False) -> Any:
     manager = state.manager
     statuses = {status.id: status for status in manager.statuses()}
     specs = [spec for spec in manager.catalog.specs() if all or manager.servable.refusal(spec) is None]
-    return list_object([_entry(spec, _status_of(spec, statuses, state)) for spec in specs])
+    return list_object([_entry(spec, _status_of(spec, statuses, state), state) for spec in specs])
 
 
 @router.get("/v1/models/{model_id:path}", response_model=ModelDetail)
@@ -37,7 +37,7 @@ async def get_model(model_id: str, state: State) -> Any:
     refusal = manager.servable.refusal(spec)
     return (
         (dataclasses.asdict(status) if status else {})
-        | _entry(spec, status)
+        | _entry(spec, status, state)
         | {
             "reasons": [*spec.reasons, *await asyncio.to_thread(manager.servable.reasons, spec)],
             "refusal": refusal,
@@ -63,7 +63,7 @@ def _status_of(spec: ModelSpec, statuses: dict[str, ModelStatus], state: AppStat
         return None
 
 
-def _entry(spec: ModelSpec, status: ModelStatus | None) -> dict[str, Any]:
+def _entry(spec: ModelSpec, status: ModelStatus | None, state: AppState) -> dict[str, Any]:
     return model_object(
         spec.id,
         spec.created_s,
@@ -73,4 +73,5 @@ def _entry(spec: ModelSpec, status: ModelStatus | None) -> dict[str, Any]:
         aliases=list(spec.aliases),
         parent=spec.parent,
         max_model_len=spec.overrides.max_model_len or spec.max_model_len,
+        served_elsewhere=state.manager.servable.is_remote(spec),
     )

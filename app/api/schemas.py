@@ -238,6 +238,7 @@ class ModelEntry(Open):
     aliases: list[str]
     parent: str | None = None
     max_model_len: int | None = None
+    served_elsewhere: bool = False
 
 
 class ModelDetail(ModelEntry):

@@ -229,5 +229,5 @@ async def test_configuration_without_a_model_or_an_engine_is_told_in_the_log() -
         pass
     logger.remove(sink)
     log = "".join(lines)
-    assert "model othr has no effect: no folder has this id; nearest: other" in log
+    assert "model othr has no effect: no model has this id; nearest: other" in log
     assert "engine vlm has no effect" in log
