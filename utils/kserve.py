@@ -1,0 +1,149 @@
+"""KServe's V2 inference protocol, as JSON and gRPC have it in common: datatypes, and tensors between JSON and bytes.
+
+`raw` is a tensor in the form of the protocol's binary extension: little endian, row by row; each element of BYTES has
+its length before it, in four bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+BYTES, BOOL, BF16 = "BYTES", "BOOL", "BF16"
+# As numpy knows them; BF16, which it does not, by its bits.
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(code)
+    for name, code in {
+        BOOL: "?",
+        "UINT8": "<u1",
+        "UINT16": "<u2",
+        "UINT32": "<u4",
+        "UINT64": "<u8",
+        "INT8": "<i1",
+        "INT16": "<i2",
+        "INT32": "<i4",
+        "INT64": "<i8",
+        "FP16": "<f2",
+        "FP32": "<f4",
+        "FP64": "<f8",
+        BF16: "<u2",
+    }.items()
+}
+DATATYPES = (*DTYPES, BYTES)
+LENGTH = struct.Struct("<I")
+SLICE = 65_536  # elements that are converted at a time: between two of them other threads get their turn
+
+
+class TensorError(ValueError):
+    """What is wrong with a tensor, as the end of a sentence that begins with its name."""
+
+
+def check_raw(datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> None:
+    """Raises TensorError unless `raw` has exactly the elements of `shape`."""
+    count = math.prod(shape)
+    if datatype == BYTES:
+        found = sum(1 for _ in split_bytes(raw))
+        if found != count:
+            raise TensorError(f"holds {found} elements, and its shape {list(shape)} has {count}")
+        return
+    needed = count * DTYPES[datatype].itemsize
+    if len(raw) != needed:
+        raise TensorError(f"holds {len(raw)} bytes, and its shape {list(shape)} of {datatype} needs {needed}")
+
+
+def split_bytes(raw: bytes | memoryview) -> Iterator[bytes]:
+    """The elements of a BYTES tensor. Raises TensorError where a length leads beyond the end."""
+    at, end = 0, len(raw)
+    while at < end:
+        if at + LENGTH.size > end:
+            raise TensorError("ends within the length of an element")
+        (length,) = LENGTH.unpack_from(raw, at)
+        at += LENGTH.size
+        if at + length > end:
+            raise TensorError(f"has an element of {length} bytes, of which {end - at} are there")
+        yield bytes(raw[at : at + length])
+        at += length
+
+
+def from_json(datatype: str, shape: Sequence[int], data: Any) -> bytes:
+    """`data` (a list, nested or flat, row by row) as raw. Raises TensorError."""
+    nested = any(isinstance(value, list) for value in data)
+    flat = list(_flat(data, len(shape))) if nested else data
+    count = math.prod(shape)
+    if len(flat) != count:
+        raise TensorError(f"holds {len(flat)} elements, and its shape {list(shape)} has {count}")
+    if datatype == BYTES:
+        return b"".join(_element(value) for value in flat)
+    parts = (_numbers(datatype, flat[begin : begin + SLICE]) for begin in range(0, count, SLICE))
+    return b"".join(part.tobytes() for part in parts)
+
+
+def to_json(datatype: str, raw: bytes | memoryview) -> Array | list[str]:
+    """The elements, for orjson with OPT_SERIALIZE_NUMPY. Raises TensorError for BYTES that are not UTF-8."""
+    if datatype == BYTES:
+        try:
+            return [element.decode() for element in split_bytes(raw)]
+        except UnicodeDecodeError:
+            raise TensorError("holds bytes that are not UTF-8, which JSON cannot; ask for it as binary_data") from None
+    array: Array = np.frombuffer(raw, DTYPES[datatype])
+    return (array.astype("<u4") << 16).view("<f4") if datatype == BF16 else array
+
+
+def from_values(datatype: str, values: Sequence[Any]) -> bytes:
+    """As raw, what gRPC servers answer as typed values rather than raw."""
+    if datatype == BYTES:
+        return b"".join(LENGTH.pack(len(value)) + value for value in values)
+    return np.array(values, DTYPES[datatype]).tobytes()
+
+
+def _flat(data: Any, depth: int) -> Iterator[Any]:
+    """The elements of nested lists; no deeper than `depth`, since JSON may be nested without end."""
+    for value in data:
+        if isinstance(value, list):
+            if depth <= 1:
+                raise TensorError("is nested more deeply than its shape")
+            yield from _flat(value, depth - 1)
+        else:
+            yield value
+
+
+def _element(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise TensorError(f"must hold strings, not {type(value).__name__}")
+    encoded = value.encode()
+    return LENGTH.pack(len(encoded)) + encoded
+
+
+def _numbers(datatype: str, values: list[Any]) -> Array:
+    dtype = DTYPES[datatype]
+    given = np.array(values) if values else np.empty(0, dtype)
+    wanted = "b" if datatype == BOOL else "iu" if dtype.kind in "iu" and datatype != BF16 else "iuf"
+    if given.dtype.kind not in wanted or given.ndim != 1:
+        kinds = {"b": "true and false", "iu": "whole numbers that 64 bits hold", "iuf": "numbers"}
+        raise TensorError(f"must hold {kinds[wanted]}, as {datatype} does")
+    if datatype == BOOL:
+        return given
+    if wanted == "iu":
+        limits = np.iinfo(dtype)
+        if given.size and not (limits.min <= int(given.min()) and int(given.max()) <= limits.max):
+            raise TensorError(f"holds numbers beyond those of {datatype}, {limits.min} to {limits.max}")
+        return given.astype(dtype)
+    with np.errstate(over="ignore"):
+        rounded = given.astype("<f4" if datatype == BF16 else dtype)
+    if not np.isfinite(rounded).all():  # JSON has no infinity
+        raise TensorError(f"holds numbers beyond those of {datatype}")
+    return _bf16(rounded) if datatype == BF16 else rounded
+
+
+def _bf16(values: Array) -> Array:
+    """The upper halves of float32, rounded to the nearest, ties to even."""
+    bits: Array = values.view("<u4").astype("<u8")
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return bits.astype("<u2")
