@@ -182,6 +182,9 @@ def _context_for(settings: Settings, run_dir: Path, device: Device) -> Callable[
             kv_cache_bytes=kv_cache_bytes,
             budget_bytes=device.budget_bytes,
             retrieval_bytes=int(settings.retrieval_share * device.budget_bytes),
+            gpus=device.gpus,
+            capability=device.capability,
+            models_dir=settings.models_dir,
             name=name,
             declared=declared.get(name, Declaration()),
         )

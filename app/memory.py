@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from utils import nvml
@@ -24,20 +25,18 @@ class Device:
     budget_bytes: int
     why: str
     sleep_bytes: int = 0
+    gpus: int = 0  # as many as there are, from the first on, with as much memory as the first
+    capability: int = 0  # the first one's, see utils.nvml.Gpu
 
 
 def measure_device() -> Device:
-    total, available = _cuda_total_bytes(), available_ram_bytes()
+    gpus, available = nvml.visible_gpus(), available_ram_bytes()
+    total = gpus[0].total_bytes if gpus else 0
     if total:
         why = f"{CUDA_SHARE:.0%} of the GPU's {total >> 20} MiB"
-        return Device("cuda", int(total * CUDA_SHARE), why, int(available * SLEEP_SHARE))
+        alike = len(list(takewhile(lambda gpu: gpu.total_bytes >= total, gpus)))
+        return Device("cuda", int(total * CUDA_SHARE), why, int(available * SLEEP_SHARE), alike, gpus[0].capability)
     return Device("cpu", int(available * RAM_SHARE), f"{RAM_SHARE:.0%} of the {available >> 20} MiB of RAM available")
-
-
-def _cuda_total_bytes() -> int:
-    """Memory of the first GPU that engines will see; 0 where there is none, or no driver."""
-    gpus = nvml.visible_gpus()
-    return gpus[0].total_bytes if gpus else 0
 
 
 def available_ram_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

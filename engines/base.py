@@ -107,6 +107,9 @@ class EngineContext:
     kv_cache_bytes: int | None = None
     budget_bytes: int = 0  # device memory for all models together; 0: not known
     retrieval_bytes: int = 0  # of it, kept for embedding and reranking models
+    gpus: int = 1  # with as much memory as the first, of which the bytes above tell
+    capability: int = 0  # of the GPU for computing, ten times: 90 for 9.0; 0 where that is not known
+    models_dir: Path | None = None
     name: str = ""  # as registered, or as the configuration calls it
     declared: Declaration = field(default_factory=Declaration)
 

@@ -19,6 +19,7 @@ class Gpu:
     uuid: str
     total_bytes: int
     used_bytes: int  # by all processes, the driver's own reserve included
+    capability: int = 0  # for computing, ten times: 90 for 9.0; 0 where the driver does not say
 
 
 def visible_gpus() -> list[Gpu]:
@@ -33,15 +34,16 @@ def visible_gpus() -> list[Gpu]:
 
 
 def used_bytes() -> int | None:
-    """What all processes together hold of the visible devices; None where NVML cannot tell."""
+    """What all processes together hold of the first visible device; None where NVML cannot tell."""
     gpus = visible_gpus()
-    return sum(gpu.used_bytes for gpu in gpus) if gpus else None
+    return gpus[0].used_bytes if gpus else None
 
 
 def process_bytes(pids: Collection[int]) -> int | None:
-    """What `pids` hold of the visible devices; None where NVML cannot tell.
+    """What `pids` hold of the first visible device; None where NVML cannot tell.
 
-    It cannot where it lists none of them, as in a container: its pids are then those of the host.
+    Of the first, as the memory that models may take is the first one's: engines that span several begin there, and
+    take as much of each. It cannot tell where it lists none of `pids`, as in a container: its are those of the host.
     """
     nvml = _nvml()
     if not pids or nvml is None:
@@ -49,7 +51,7 @@ def process_bytes(pids: Collection[int]) -> int | None:
     try:
         listed = [
             process.usedGpuMemory
-            for handle in _visible_handles(nvml)
+            for handle in _visible_handles(nvml)[:1]
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
             if process.pid in pids
         ]
@@ -61,7 +63,15 @@ def process_bytes(pids: Collection[int]) -> int | None:
 def _describe(nvml: Any, handle: Any) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     name, uuid = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)
-    return Gpu(str(name), str(uuid), int(memory.total), int(memory.used))
+    return Gpu(str(name), str(uuid), int(memory.total), int(memory.used), _capability(nvml, handle))
+
+
+def _capability(nvml: Any, handle: Any) -> int:
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except nvml.NVMLError:
+        return 0
+    return int(major) * 10 + int(minor)
 
 
 def _visible_handles(nvml: Any) -> list[Any]:

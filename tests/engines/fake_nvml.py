@@ -20,6 +20,7 @@ class FakeGpu:
     total_bytes: int = 24 * GIB
     processes: dict[int, int | None] = field(default_factory=dict)
     others_bytes: int = 0
+    capability: tuple[int, int] = (9, 0)
 
 
 class FakeNvml(ModuleType):
@@ -56,6 +57,9 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetUUID(self, handle: FakeGpu) -> str:
         return handle.uuid
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: FakeGpu) -> tuple[int, int]:
+        return handle.capability
 
     def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu) -> SimpleNamespace:
         used = handle.others_bytes + sum(used or 0 for used in handle.processes.values())

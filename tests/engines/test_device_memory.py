@@ -20,9 +20,11 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeNvml) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", fake)
 
 
-def test_memory_of_a_tree_is_summed_over_devices_and_others_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, FakeNvml(FakeGpu(processes={1: 100, 9: 7}), FakeGpu(processes={2: 20}, others_bytes=5)))
+def test_memory_of_a_tree_is_that_of_the_first_device_without_what_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = FakeGpu(processes={1: 100, 2: 20, 9: 7}, others_bytes=5)
+    install(monkeypatch, FakeNvml(first, FakeGpu(processes={1: 100, 2: 20}, capability=(8, 6))))
     assert (nvml.process_bytes({1, 2}), nvml.used_bytes()) == (120, 132)
+    assert [gpu.capability for gpu in nvml.visible_gpus()] == [90, 86]
 
 
 @pytest.mark.parametrize("fake", [FakeNvml(driver=False), FakeNvml(FakeGpu(processes={1: 5}), lost=True), FakeNvml()])
