@@ -20,8 +20,7 @@ from pydantic_settings import (
 from app.config_source import ENV_PREFIX, ConfigError, ConfigFile, check_environment, explain, read_config_file
 from app.engine_config import EngineConfig
 from engines.base import Declaration
-from models.fetching.address import Address
-from models.fetching.fetcher import Configured
+from models.fetching.address import Address, Configured
 from models.scheduling.policy import Policy
 from models.types import ModelOverrides, Task
 

@@ -26,7 +26,8 @@ class Catalog:
         for spec in self._specs.values():
             for name in (spec.id, *spec.aliases):
                 names.setdefault(name.casefold(), set()).add(spec.id)
-            tails.setdefault(spec.id.rpartition("/")[2].casefold(), set()).add(spec.id)
+            if "://" not in spec.id:  # fetched on a client's word: no reason to make other names ambiguous
+                tails.setdefault(spec.id.rpartition("/")[2].casefold(), set()).add(spec.id)
         # Exact names go before last parts, so that a new folder never takes a name that somebody configured.
         self._names, self._tails = names, tails
         self._adapters: dict[str, list[ModelSpec]] = {}  # by the id of their base

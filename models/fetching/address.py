@@ -6,6 +6,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from models.types import ModelOverrides
+
 SCHEME = "s3://"
 MAX_KEY_BYTES = 900  # S3 allows 1,024 for a whole key, of which the names of an adapter's files take a part
 
@@ -43,3 +45,11 @@ class Address:
         """A name for its files here: readable, and of no other address."""
         readable = _UNSAFE.sub("-", self.prefix.rpartition("/")[2].lower()).strip(".-")[:40]
         return f"{readable or 'adapter'}-{hashlib.sha256(str(self).encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """An adapter of the configuration: where it lies, and what else is said of it."""
+
+    address: Address
+    overrides: ModelOverrides

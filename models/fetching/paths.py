@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +64,10 @@ class AdapterPaths:
             return await self._fetcher.fetch(address)
         try:
             return self._catalog.resolve(adapter_path)
-        except UnknownModel:
-            return self._in_models_dir(adapter_path)
+        except UnknownModel as error:
+            return await asyncio.to_thread(self._in_models_dir, adapter_path, error)
 
-    def _in_models_dir(self, adapter_path: str) -> ModelSpec:
+    def _in_models_dir(self, adapter_path: str, unknown: UnknownModel) -> ModelSpec:
         boundary = Boundary(str(self._models_dir))
         real = os.path.realpath(self._models_dir / adapter_path)
         if not boundary.holds(real):  # the same for what is there and what is not
@@ -74,11 +75,11 @@ class AdapterPaths:
         for spec in self._catalog.specs():
             if os.path.realpath(spec.path) == real:
                 return spec
-        raise self._refused(f"'{printable(adapter_path)}' names no adapter that is known here")
+        raise self._refused(f"names no adapter: {unknown.message.rstrip('.')}")
 
     def _refused(self, why: str) -> AdapterPathRefused:
         text = (
-            f"adapter_path {why}. It can be the id of an adapter (GET /v1/models lists them), an adapter's folder in "
-            f"{self._models_dir}, or {SCHEME}bucket/prefix."
+            f"adapter_path {why}. Allowed are the id of an adapter, its folder in {self._models_dir}, and "
+            f"{SCHEME}bucket/prefix."
         )
         return AdapterPathRefused(text, param="adapter_path")
