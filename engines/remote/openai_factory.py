@@ -16,12 +16,13 @@ from typing import Any
 
 import aiohttp
 
-from engines.base import Endpoint, EngineContext, EngineStartError, ExitReport, SleepFailed, Verdict
+from engines.base import Endpoint, EngineContext, Verdict
 from engines.remote.breaker import CircuitState
 from engines.remote.listing import KeptLists, Listed, Listing, NoList, ask
+from engines.remote.remote_engine import RemoteEngine
 from engines.remote.servers import Key, Server, Servers
 from models.discovery.evidence import task_by_name
-from models.types import LoadReport, ModelSpec, Progress, SleepReport
+from models.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -40,43 +41,6 @@ class _Model:
 
     name: str  # the servers'
     servers: tuple[Server, ...]  # those that have it
-
-
-class RemoteEngine:
-    """One model of servers elsewhere."""
-
-    def __init__(self, factory: OpenAIFactory, model_id: str) -> None:
-        self._factory = factory
-        self._model_id = model_id
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self._factory.endpoint(self._model_id)
-
-    async def start(self, timeout_s: float) -> LoadReport:
-        raise EngineStartError("it is served elsewhere: there is nothing to start")
-
-    async def stop(self, grace_s: float) -> None:
-        return
-
-    async def sleep(self, level: int, timeout_s: float) -> SleepReport:
-        raise SleepFailed("it is served elsewhere: it does not sleep here", forever=True)
-
-    async def wake(self, timeout_s: float) -> float:
-        raise SleepFailed("it is served elsewhere: it does not sleep here", forever=True)
-
-    async def health(self) -> bool:
-        return self._factory.healthy(self._model_id)
-
-    async def progress(self) -> Progress:
-        return Progress(None, 0.0)
-
-    def memory_bytes(self) -> int:
-        return 0
-
-    async def wait_exited(self) -> ExitReport:
-        await asyncio.Event().wait()
-        raise AssertionError("it never ends")
 
 
 class OpenAIFactory:
@@ -115,7 +79,7 @@ class OpenAIFactory:
         name = "" if model.name == spec.id else f", as '{model.name}'"
         return (f"engine: {self.name}: it is served elsewhere, by {self._hosts(model.servers)}{name}",)
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
+    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         return 0
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> RemoteEngine:
