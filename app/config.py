@@ -53,6 +53,8 @@ class ModelConfig(BaseModel):
     allow_pickle: bool = False
     priority: int = Field(default=0, ge=-100, le=100)
     sleep: bool = True
+    speculative: str | None = None
+    """What drafts tokens: `off`, `ngram`, or the id or folder of a draft; left out: what the model brings."""
     source: str | None = None
     """`s3://bucket/prefix` of a LoRA adapter that is not in the models folder; it is fetched into the state folder."""
 
@@ -60,6 +62,11 @@ class ModelConfig(BaseModel):
     @classmethod
     def _check_source(cls, value: str | None) -> str | None:
         return value and str(Address.parse(value))
+
+    @field_validator("speculative", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # as YAML reads a bare `off`
 
     def overrides(self) -> ModelOverrides:
         values = {name: getattr(self, name) for name in ModelOverrides.__dataclass_fields__}

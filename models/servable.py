@@ -16,7 +16,10 @@ ESTIMATED = "estimated from weights, KV cache and overhead"
 ELSEWHERE = "served elsewhere"
 RETRIEVAL = frozenset({Task.EMBED, Task.RERANK, Task.CLASSIFY})
 # What an engine was started with; a change of any other override needs no reload.
-START_OVERRIDES = ("engine_args", "max_model_len", "kv_cache_bytes", "trust_remote_code", "allow_pickle")
+START_OVERRIDES = (
+    *("engine_args", "max_model_len", "kv_cache_bytes", "speculative"),
+    *("trust_remote_code", "allow_pickle"),
+)
 # Aliases are not among them: the proxy sends every engine its model's id.
 START_FIELDS = ("fingerprint", "path", "engine", "task", "method")
 

@@ -83,6 +83,7 @@ class ModelOverrides:
     allow_pickle: bool = False
     priority: int = 0
     sleep: bool = True  # False: never put to sleep, always ended
+    speculative: str | None = None  # "off", "ngram", or the id or folder of a draft; None: by what the model brings
 
 
 @dataclass(frozen=True, slots=True)
