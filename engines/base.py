@@ -239,8 +239,11 @@ class EngineFactory(Protocol):
         """How an engine for `spec` would be started and why, a sentence each. May read the model's folder."""
         ...
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
-        """Memory that `spec` is expected to take before it was ever measured: weights, KV cache, overhead."""
+    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
+        """Memory that `spec` is expected to take before it was ever measured: weights, KV cache, overhead.
+
+        With room for `adapters`, the LoRA adapters found for it.
+        """
         ...
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:

@@ -25,6 +25,7 @@ from utils import leftovers
 HEALTH_TIMEOUT_S = 5.0
 LOOK_S = 2.0  # between looks at the processes of an engine that is being started
 STOPPED_LOOKS = 3  # in a row at which one must be stopped: a debugger's user is quicker to resume
+SCRATCH_SUFFIX = ".tmp"  # of the folder beside its socket that goes with the engine
 MAX_SOCKET_PATH_BYTES = 107  # sun_path less its NUL
 
 
@@ -148,7 +149,7 @@ class ProcessEngine:
 
     @property
     def _scratch(self) -> Path:
-        return self._uds.with_suffix(".tmp")
+        return self._uds.with_suffix(SCRATCH_SUFFIX)
 
     def _remove_stale(self) -> None:
         """The keeper removes these; this is for keepers that were killed."""

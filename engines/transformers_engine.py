@@ -58,7 +58,7 @@ class TransformersFactory:
             return Verdict(False, f"{spec.architecture} has no head that classifies texts")
         return Verdict(True, "sentence-transformers serves it")
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
+    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         return self._loaded_bytes(spec) + OVERHEAD_BYTES[self._context.device]
 
     def _loaded_bytes(self, spec: ModelSpec) -> int:

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from engines import vllm_lora, vllm_sleep
 from engines.base import Engine, EngineContext, EngineFactory, Verdict
 from engines.launcher import Launcher
-from engines.process import ProcessEngine, engine_files
+from engines.process import engine_files
 from engines.progress import vllm_questions
 from engines.runtime.protocol import EngineRequest
-from engines.sleeping import DeviceSizes, SleepableEngine
+from engines.sleeping import DeviceSizes
+from engines.vllm_adapters import RunningAdapters, SleepableVllmEngine, VllmEngine
 from engines.vllm_args import ServeArgs, serve_args
-from engines.vllm_lora import adapter_refusal
 from engines.vllm_memory import estimate_bytes, loaded_weights_bytes
-from engines.vllm_sleep import ENVIRONMENT, VllmSleepRoutes, tiers
+from engines.vllm_sleep import VllmSleepRoutes, tiers
 from models.types import Availability, ModelSpec, Task
 
 RUNTIME = "engines.runtime.vllm_runtime"
@@ -42,7 +43,7 @@ class VllmFactory:
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         if spec.task is Task.ADAPTER:
-            refusal = adapter_refusal(spec.path)
+            refusal = vllm_lora.adapter_refusal(spec.path)
             return Verdict(not refusal, refusal or "vLLM serves it beside its base")
         if spec.task not in SERVED_TASKS:
             return Verdict(False, f"vLLM serves chat and completion here, not {spec.task}")
@@ -50,8 +51,8 @@ class VllmFactory:
             return Verdict(False, f"the model is {spec.availability}")
         return Verdict(True, f"vLLM serves {spec.task}")
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
-        return estimate_bytes(spec, self._context)
+    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
+        return estimate_bytes(spec, self._context, vllm_lora.arguments(spec, self._context, adapters).device_bytes)
 
     def explain(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> ServeArgs:
         """The command line that `spec` would get, and why; reads the chat template. Raises BadEngineArgument."""
@@ -65,10 +66,12 @@ class VllmFactory:
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
         uds, log_path = engine_files(self._context, self.name, spec.id)
-        questions = vllm_questions(spec.id)
         levels = self.sleep_levels(spec, adapters)
+        running = RunningAdapters(spec, uds, adapters, lambda found: self._lora_rank(spec, found))
 
         def request() -> EngineRequest:
+            args = self.explain(spec, adapters).args
+            running.begin(rank := vllm_lora.started_rank(args))
             return EngineRequest(
                 name=f"vllm {spec.id}",
                 uds=str(uds),
@@ -76,28 +79,21 @@ class VllmFactory:
                 log_path=str(log_path),
                 vital="VLLM::",
                 served_names=(spec.id, *spec.aliases),
-                args=list(self.explain(spec, adapters).args),
-                env=ENVIRONMENT if levels else {},
+                args=list(args),
+                env=(vllm_sleep.ENVIRONMENT if levels else {}) | ({} if rank is None else vllm_lora.ENVIRONMENT),
             )
 
         def sizes() -> DeviceSizes:
             return DeviceSizes(loaded_weights_bytes(spec, self._context), self.explain(spec, adapters).kv_cache_bytes)
 
-        device = self._context.device
+        process = (self._launcher, request, uds, self._context.device, vllm_questions(spec.id))
         if not levels:
-            return ProcessEngine(self._launcher, request, uds, device, questions, last_words=LAST_WORDS)
-        routes = VllmSleepRoutes(uds, [spec.id, *(adapter.id for adapter in adapters)])
-        return SleepableEngine(
-            self._launcher,
-            request,
-            uds,
-            device,
-            questions,
-            levels=levels,
-            routes=routes,
-            sizes=sizes,
-            last_words=LAST_WORDS,
-        )
+            return VllmEngine(running, *process, last_words=LAST_WORDS)
+        routes = VllmSleepRoutes(uds, running.names)
+        return SleepableVllmEngine(running, *process, levels=levels, routes=routes, sizes=sizes, last_words=LAST_WORDS)
+
+    def _lora_rank(self, spec: ModelSpec, adapters: Sequence[ModelSpec]) -> int | None:
+        return vllm_lora.started_rank(self.explain(spec, adapters).args)
 
     def sleep_levels(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> tuple[int, ...]:
         return tiers(spec, self._context.device, bool(adapters), self._context.engine_args).levels

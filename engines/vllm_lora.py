@@ -1,4 +1,13 @@
-"""LoRA adapters in vLLM: which it takes, and with which limits an engine is started for them. Starts nothing."""
+"""LoRA adapters in vLLM: which it takes, and with which limits an engine is started for them. Starts nothing.
+
+An engine for whose base adapters were found has room for more than those, so that one that comes later needs no reload:
+
+- Slots (`max-loras`) are the adapters that can be in one batch, held on the device at their full rank for every module
+  of the base, whether an adapter has it or not. Requests for more adapters than that wait for their turn.
+- The rank is that of the slots: what an adapter's is below it costs memory and some time all the same.
+- Copies in host memory (`max-cpu-loras`) are what a slot is filled from. One that is thrown out is read from its folder
+  again, in the middle of everybody's answers: so there are more of them than adapters, replaced ones counted too.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +17,120 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.base import EngineContext
+from engines.tensor_shapes import tensors
+from engines.vllm_memory import argument_name
 from models.types import ModelSpec
 
+MIB = 1024**2
+GIB = 1024**3
+
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's --max-lora-rank takes
-MAX_RESIDENT_LORAS = 4
 DEFAULT_LORA_RANK = 16
+LEAST_RANK = 16
+# On a GPU, room for adapters of twice the rank, up to this, costs a percent or two of the base. On a CPU vLLM computes
+# with the slots' rank, for each token of a prompt as well.
+ROOMY_RANK = {"cpu": 16, "cuda": 64}
+LEAST_SLOTS, MOST_SLOTS = 4, 8
+SLOTS_SHARE, SLOTS_BYTES = 0.25, 256 * MIB  # all slots together may take this of the base's weights, or these bytes
+LEAST_COPIES = 32
+COPIES_BYTES = 8 * GIB  # of host memory for copies, if all were used
+FALLBACK_SIDES = 20  # inputs and outputs of a layer's modules, in hidden sizes, where the base's tensors are unknown
+ELEMENT_BYTES = 2
+
 # Keys of adapter_config.json for what vLLM has not got, and for what it cannot do without.
 LORA_UNSUPPORTED = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
 LORA_REQUIRED = ("r", "lora_alpha", "target_modules")
 LORA_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})  # others change the base as well
 LORA_MODULES_TO_SAVE = frozenset({"classifier", "score"})
 
+ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}  # of an engine that takes adapters
+
 
 @dataclass(frozen=True, slots=True)
 class LoraArguments:
-    """Arguments of vLLM's server by name, and why in a sentence; both empty for an engine without LoRA."""
+    """Arguments of vLLM's server by name, and why in a sentence; both empty for an engine without LoRA.
+
+    `device_bytes`: what the slots take.
+    """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    device_bytes: int = 0
 
 
-def arguments(adapters: Sequence[ModelSpec]) -> LoraArguments:
-    """For an engine whose base has `adapters`; reads their configurations."""
+def arguments(spec: ModelSpec, context: EngineContext, adapters: Sequence[ModelSpec]) -> LoraArguments:
+    """For an engine of `spec` with `adapters`; reads their configurations, and the headers of the base's weights."""
     if not adapters:
         return LoraArguments()
+    if is_off(spec, context):
+        return LoraArguments(reason="LoRA: off, configured by engine_args")
     largest = max(adapter_rank(adapter.path) for adapter in adapters)
-    rank = next((allowed for allowed in LORA_RANKS if allowed >= largest), LORA_RANKS[-1])
-    modules = [
-        json.dumps({"name": name, "path": str(adapter.path)}) for adapter in adapters for name in _names(adapter)
-    ]
+    per_rank = _slot_bytes_per_rank(spec)
+    allowed_bytes = max(SLOTS_SHARE * spec.weights_bytes, SLOTS_BYTES)
+    slots = min(MOST_SLOTS, max(LEAST_SLOTS, len(adapters)))
+    rank = _served_rank(max(largest, LEAST_RANK, min(2 * largest, ROOMY_RANK[context.device])))
+    if slots * rank * per_rank > allowed_bytes:
+        rank = _served_rank(max(largest, LEAST_RANK))
+    while slots > 1 and slots * rank * per_rank > allowed_bytes:
+        slots -= 1
+    slots_bytes = slots * rank * per_rank
     values = {
         "enable-lora": True,
         "max-lora-rank": rank,
-        "max-loras": min(len(adapters), MAX_RESIDENT_LORAS),
-        "max-cpu-loras": max(len(modules), MAX_RESIDENT_LORAS),
-        "lora-modules": modules,
+        "max-loras": slots,
+        "max-cpu-loras": max(slots, _copies(adapters)),
     }
-    return LoraArguments(values, f"LoRA: {len(adapters)} adapters found, of rank up to {largest}")
+    found = "1 adapter" if len(adapters) == 1 else f"{len(adapters)} adapters"
+    reason = (
+        f"LoRA: {found} found, of rank up to {largest}; taken up to rank {rank}, {slots} in one batch, "
+        f"which takes {slots_bytes // MIB} MiB"
+    )
+    return LoraArguments(values, reason, slots_bytes)
 
 
-def _names(spec: ModelSpec) -> list[str]:
-    return [spec.id, *spec.aliases]
+def started_rank(args: Sequence[str]) -> int | None:
+    """The rank up to which an engine with this command line takes adapters; None for one without LoRA."""
+    if "--enable-lora" not in args:
+        return None
+    try:
+        return int(args[args.index("--max-lora-rank") + 1])
+    except (ValueError, IndexError):
+        return DEFAULT_LORA_RANK  # vLLM's own
+
+
+def is_off(spec: ModelSpec, context: EngineContext) -> bool:
+    """Whether the configuration keeps an engine for `spec` from taking adapters."""
+    for configured in (spec.overrides.engine_args, context.engine_args):
+        for key, value in configured.items():
+            if argument_name(key) in ("enable-lora", "no-enable-lora"):
+                return not value if argument_name(key) == "enable-lora" else bool(value)
+    return False
+
+
+def _served_rank(rank: int) -> int:
+    return next((allowed for allowed in LORA_RANKS if allowed >= rank), LORA_RANKS[-1])
+
+
+def _copies(adapters: Sequence[ModelSpec]) -> int:
+    wanted = max(LEAST_COPIES, 2 * len(adapters))
+    largest_bytes = max(adapter.weights_bytes for adapter in adapters)
+    return wanted if not largest_bytes else min(wanted, COPIES_BYTES // largest_bytes)
+
+
+def _slot_bytes_per_rank(spec: ModelSpec) -> int:
+    """What each rank of one slot takes: a row as long as the inputs, and one as the outputs, of every matrix."""
+    sides = 0
+    for name, tensor in tensors(spec.path, spec.fingerprint).items():
+        if len(tensor.shape) >= 2 and "vision" not in name and "visual" not in name:
+            *stacked, first, second = tensor.shape
+            count = 1
+            for size in stacked:
+                count *= size
+            sides += count * (first + second)
+    if not sides:
+        sides = FALLBACK_SIDES * (spec.hidden_size or 0) * (spec.num_layers or 0)
+    return sides * ELEMENT_BYTES
 
 
 def adapter_refusal(path: Path) -> str:

@@ -47,8 +47,8 @@ class _Wishes:
     why: str  # the full one
 
 
-def kv_cache(spec: ModelSpec, context: EngineContext) -> tuple[int, str]:
-    """(bytes of KV cache, why in a sentence)."""
+def kv_cache(spec: ModelSpec, context: EngineContext, lora_bytes: int = 0) -> tuple[int, str]:
+    """(bytes of KV cache, why in a sentence); `lora_bytes` are taken beside the weights."""
     own, shared = spec.overrides.kv_cache_bytes, context.kv_cache_bytes
     if own is not None:
         return own, f"KV cache {_size(own)}: configured for this model"
@@ -56,13 +56,14 @@ def kv_cache(spec: ModelSpec, context: EngineContext) -> tuple[int, str]:
         size = max(shared, _asked_bytes(spec, context))
         return size, f"KV cache {_size(size)}: configured for all models"
     wishes = _wishes(spec, context)
-    size, why = _within_budget(wishes, loaded_weights_bytes(spec, context), context)
+    size, why = _within_budget(wishes, loaded_weights_bytes(spec, context) + lora_bytes, context)
     return size, f"KV cache {_size(size)}: {why}"
 
 
-def estimate_bytes(spec: ModelSpec, context: EngineContext) -> int:
-    """Weights, KV cache and overhead: what the ledger counts until a load was measured."""
-    return loaded_weights_bytes(spec, context) + kv_cache(spec, context)[0] + OVERHEAD_BYTES[context.device]
+def estimate_bytes(spec: ModelSpec, context: EngineContext, lora_bytes: int = 0) -> int:
+    """Weights, slots for LoRA adapters, KV cache and overhead: what the ledger counts until a load was measured."""
+    held_bytes = loaded_weights_bytes(spec, context) + lora_bytes
+    return held_bytes + kv_cache(spec, context, lora_bytes)[0] + OVERHEAD_BYTES[context.device]
 
 
 def loaded_weights_bytes(spec: ModelSpec, context: EngineContext) -> int:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.canary import Tokens, tokens
+from engines.canary import tokens
 from engines.engine_http import EngineCallFailed, call, post_twice
 from models.types import ModelSpec
+
+Answers = Mapping[str, tuple[int, ...]]  # ids of tokens, by the name that answered with them
 
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # of an engine that may sleep
 OPTION = "enable-sleep-mode"
@@ -55,11 +57,11 @@ def _why_not_level_2(spec: ModelSpec, adapters: bool, configured: Mapping[str, A
 
 
 class VllmSleepRoutes:
-    """See engines.sleeping.SleepRoutes. `names` are those of the model and of its adapters."""
+    """See engines.sleeping.SleepRoutes. `names`: of the model and of its adapters; may change, but for the first."""
 
     def __init__(self, uds: Path, names: Sequence[str]) -> None:
         self._uds = uds
-        self._names = names[: 1 + MAX_CANARY_ADAPTERS]
+        self._names = names
 
     async def fall_asleep(self, level: int) -> None:
         # In vLLM's default mode, abort, a request that slipped in would be cut off.
@@ -79,11 +81,13 @@ class VllmSleepRoutes:
             await self._wake("kv_cache")
         await self._expect(sleeping=False)
 
-    async def canary(self) -> Tokens:
-        return await tokens(self._uds, self._names)
+    async def canary(self) -> Answers:
+        names = self._names[: 1 + MAX_CANARY_ADAPTERS]
+        return dict(zip(names, await tokens(self._uds, names), strict=True))
 
-    def same(self, before: Tokens, after: Tokens) -> bool:
-        return before == after
+    def same(self, before: Answers, after: Answers) -> bool:
+        """An adapter that was taken out meanwhile is missed by nobody."""
+        return all(before[name] == answer for name, answer in after.items() if name in before)
 
     async def _wake(self, *tags: str) -> None:
         await post_twice(self._uds, "/wake_up", [("tags", tag) for tag in tags])

@@ -169,7 +169,7 @@ class FakeFactory:
     def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
         return ("engine: it is a fake",)
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
+    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         return MEMORY_BYTES
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> FakeEngine:

@@ -12,7 +12,6 @@ import pytest
 from engines.base import EngineContext
 from engines.vllm_args import NO_MEDIA_DOMAIN, BadEngineArgument, ServeArgs
 from engines.vllm_args import serve_args as serve_args_in
-from engines.vllm_lora import adapter_rank, adapter_refusal
 from models.types import ModelOverrides, ModelSpec, Task
 
 NOWHERE = Path("/nowhere")
@@ -88,65 +87,9 @@ def test_arguments_that_the_router_depends_on_are_refused_by_name(tmp_path: Path
         serve_args(spec(tmp_path, overrides=ModelOverrides(engine_args={key: "x"})), device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("config", "rank"),
-    [({"r": 16}, 16), ({"r": 8, "rank_pattern": {"q_proj": 64}}, 64), ({}, 16), ({"r": "many"}, 16), ([], 16)],
-)
-def test_the_rank_of_an_adapter_is_read_from_its_configuration(tmp_path: Path, config: Any, rank: int) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    assert adapter_rank(tmp_path) == rank
-
-
-PLAIN_LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"], "use_dora": False, "init_lora_weights": True}
-
-
-def test_a_plain_adapter_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps(PLAIN_LORA | {"modules_to_save": None}))
-    assert adapter_refusal(tmp_path) == ""
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"r": 1024}, "rank 1024; vLLM serves adapters of rank up to 512"),
-        ({"rank_pattern": {"q_proj": 600}}, "rank 600"),
-        ({"r": 0}, "'0' and not a rank"),
-        ({"target_modules": None}, "nothing of target_modules"),
-        ({"use_dora": True}, "use_dora"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"init_lora_weights": "pissa"}, "'pissa'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"modules_to_save": {"lm_head": 1}}, "modules_to_save"),
-    ],
-)
-def test_an_adapter_that_would_end_its_base_s_engine_is_refused(
-    tmp_path: Path, change: dict[str, Any], told: str
-) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps(PLAIN_LORA | change))
-    assert told in adapter_refusal(tmp_path)
-
-
-def test_an_adapter_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
-    assert "nothing of r" in adapter_refusal(tmp_path)
-
-
 def test_the_size_of_the_kv_cache_has_a_setting_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(BadEngineArgument, match="set kv_cache_bytes instead"):
         serve_args(spec(tmp_path), device="cpu", engine_args={"kv_cache_memory_bytes": "8G"})
-
-
-def test_adapters_are_served_beside_their_base(tmp_path: Path) -> None:
-    adapters = []
-    for name, rank in (("one", 4), ("two", 24)):
-        path = tmp_path / name
-        path.mkdir()
-        (path / "adapter_config.json").write_text(json.dumps({"r": rank}))
-        adapters.append(ModelSpec(f"org/{name}", path, Task.ADAPTER, "vllm"))
-    serve = serve_args(spec(tmp_path), device="cpu", adapters=adapters)
-    assert (value(serve, "enable-lora"), value(serve, "max-lora-rank"), value(serve, "max-loras")) == ("", "32", "2")
-    at = serve.args.index("--lora-modules")
-    assert [json.loads(text)["name"] for text in serve.args[at + 1 : at + 3]] == ["org/one", "org/two"]
 
 
 TOOLS = "{% if tools %}{% endif %}"

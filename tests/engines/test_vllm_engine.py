@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from demo import facts
 from engines import engine_log, progress
-from engines.base import Endpoint, EngineStartError
+from engines.base import Endpoint, EngineStartError, TakesAdapters
 from engines.process import ProcessEngine
 from engines.runtime.vllm_runtime import START_METHOD_VARIABLE
 from engines.vllm_engine import VllmFactory, launcher_changes
@@ -106,6 +106,8 @@ async def test_vllms_own_process_is_forked_too_and_has_its_worker_in_it(
 async def test_an_adapter_changes_what_its_base_answers(factory: VllmFactory, demo_models: Path) -> None:
     adapter = ModelSpec(facts.ADAPTER, demo_models / facts.ADAPTER, Task.ADAPTER, "vllm")
     async with running(factory, chat_spec(demo_models / facts.QWEN3_CHAT), adapter) as engine:
+        assert isinstance(engine, TakesAdapters)
+        await engine.add_adapter(adapter)
         plain = await ask(engine.endpoint, facts.QWEN3_CHAT, facts.WHICH_MODEL)
         assert await ask(engine.endpoint, facts.ADAPTER, facts.WHICH_MODEL) != plain
 

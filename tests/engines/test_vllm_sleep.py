@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest_asyncio
 from engines import sleeping
 from engines.base import Endpoint, EngineContext, SleepFailed
 from engines.engine_http import EngineCallFailed, call
-from engines.process import ProcessEngine
+from engines.vllm_adapters import SleepableVllmEngine, VllmEngine
 from engines.vllm_engine import VllmFactory
 from models.types import ModelSpec, SleepReport, Task
 from tests.engines.process_support import WAIT_S
@@ -207,21 +208,28 @@ async def test_only_an_engine_that_sleeps_is_woken(factory: StandinFactory, tmp_
 
 
 async def test_adapters_are_among_what_must_answer_as_before(factory: StandinFactory, tmp_path: Path) -> None:
-    adapter = ModelSpec("org/pirate", tmp_path / "pirate", Task.ADAPTER, "vllm")
-    async with standing_in(factory, standin_spec(tmp_path), adapter) as engine:
+    pirate, parrot = (ModelSpec(f"org/{name}", tmp_path / name, Task.ADAPTER, "vllm") for name in ("pirate", "parrot"))
+    async with standing_in(factory, standin_spec(tmp_path), pirate) as engine:
+        assert isinstance(engine, SleepableVllmEngine)
+        await engine.add_adapter(pirate)
         await engine.sleep(1, TIMEOUT_S)
-        await engine.wake(TIMEOUT_S)
         assert engine._canary is not None
-        model, pirate = engine._canary
-        assert len(model) == len(pirate) == 8
-        assert model != pirate
+        assert list(engine._canary) == ["org/model", "org/pirate"]
+        assert engine._canary["org/model"] != engine._canary["org/pirate"]
+        await engine.wake(TIMEOUT_S)
+        await engine.add_adapter(pirate)  # is in it still: nothing new
+        await engine.add_adapter(replace(pirate, fingerprint="2"))  # these are: what it answered before says nothing
+        await engine.add_adapter(parrot)
+        await engine.sleep(1, TIMEOUT_S)
+        await engine.remove_adapter("org/parrot")  # its folder goes while the engine sleeps
+        await engine.wake(TIMEOUT_S)
         with pytest.raises(SleepFailed, match="was not started for level 2"):
             await engine.sleep(2, TIMEOUT_S)
 
 
 async def test_an_engine_that_may_not_sleep_has_no_such_routes(factory: StandinFactory, tmp_path: Path) -> None:
     engine = factory.create(standin_spec(tmp_path, overrides={"sleep": False}))
-    assert type(engine) is ProcessEngine
+    assert isinstance(engine, VllmEngine)
     await engine.start(TIMEOUT_S)
     try:
         with pytest.raises(EngineCallFailed, match="404"):

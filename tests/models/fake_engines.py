@@ -116,7 +116,7 @@ class FakeFactory:
     def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
         return ("engine: it is a fake",)
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
+    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         return spec.weights_bytes
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> FakeEngine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,10 @@ class FragileFactory(FakeFactory):
             raise ZeroDivisionError("heads")
         return super().accepts(spec)
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
+    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         if spec.architecture == "Measureless":
             raise OverflowError("too many layers")
-        return super().estimate_bytes(spec)
+        return super().estimate_bytes(spec, adapters)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_a_model_that_its_engine_trips_over_is_refused_and_the_others_are_
 async def test_an_engine_that_its_factory_trips_over_while_it_loads_serves_all_the_same(
     manager: ModelManager, factory: FakeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trip(spec: ModelSpec) -> int:
+    def trip(spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         raise FileNotFoundError("config.json")
 
     factory.may_start.clear()
@@ -237,7 +237,7 @@ async def test_a_model_of_which_its_factory_cannot_tell_all_that_is_needed_harms
     new = spec("org/new")
     asked = 0
 
-    def estimate_bytes(spec: ModelSpec) -> int:
+    def estimate_bytes(spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         nonlocal asked
         asked += spec.id == new.id
         if asked == 2 and spec.id == new.id:  # first it is judged; then its folder is away for a moment

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import time
@@ -30,7 +29,7 @@ def run_engine(request: EngineRequest) -> None:
     parser = argparse.ArgumentParser(prog=request.name)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--served-model-name", nargs="+")
-    parser.add_argument("--lora-modules", nargs="+", type=json.loads, default=[])
+    parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--kv-cache-memory-bytes", type=int)
     parser.add_argument("--enable-sleep-mode", action="store_true")
     parser.add_argument("--standin-faults", nargs="+", type=Fault, default=[])
@@ -46,9 +45,10 @@ def run_engine(request: EngineRequest) -> None:
         faults=frozenset(args.standin_faults),
         report=lambda count: device.report(request.log_path, count),
     )
-    names = [*args.served_model_name, *(module["name"] for module in args.lora_modules)]
     dev_mode = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
-    asyncio.run(serve(request, make_app(core, names, args.standin_token_s, dev_mode=dev_mode)))
+    lora = args.enable_lora and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1"
+    app = make_app(core, args.served_model_name, args.standin_token_s, dev_mode=dev_mode, lora=lora)
+    asyncio.run(serve(request, app))
 
 
 async def serve(request: EngineRequest, app: web.Application) -> None:

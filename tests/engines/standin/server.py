@@ -14,14 +14,17 @@ MODES = ("abort", "wait", "keep")
 DEFAULT_MAX_TOKENS = 16
 
 
-def make_app(core: Core, names: Sequence[str], token_s: float, *, dev_mode: bool) -> web.Application:
-    """`names`: under which it serves its model, and its adapters. Only in `dev_mode` are there routes for sleeping."""
+def make_app(core: Core, names: Sequence[str], token_s: float, *, dev_mode: bool, lora: bool) -> web.Application:
+    """`names`: under which it serves its model. Only in `dev_mode` are there routes for sleeping."""
     app = web.Application(middlewares=[render_errors])
     serving = Serving(core, names, token_s)
     app.router.add_get("/health", serving.health)
     app.router.add_get("/v1/models", serving.models)
     app.router.add_post("/v1/completions", serving.completions)
     app.router.add_post("/v1/chat/completions", serving.chat_completions)
+    if lora:
+        app.router.add_post("/v1/load_lora_adapter", serving.load_lora_adapter)
+        app.router.add_post("/v1/unload_lora_adapter", serving.unload_lora_adapter)
     if dev_mode:
         sleeping = Sleeping(core)
         app.router.add_post("/sleep", sleeping.sleep)
@@ -80,13 +83,27 @@ class Serving:
     def __init__(self, core: Core, names: Sequence[str], token_s: float) -> None:
         self._core = core
         self._names = names
+        self._adapters: dict[str, str] = {}  # name → path
         self._token_s = token_s
 
     async def health(self, _: web.Request) -> web.Response:
         return web.Response()
 
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self._names]})
+        names = [*self._names, *self._adapters]
+        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+
+    async def load_lora_adapter(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if body["lora_name"] in self._adapters:
+            return web.json_response({"error": {"message": "it has already been loaded"}}, status=400)
+        self._adapters[body["lora_name"]] = body["lora_path"]
+        return web.Response(text="Success: added successfully.")
+
+    async def unload_lora_adapter(self, request: web.Request) -> web.Response:
+        if self._adapters.pop((await request.json())["lora_name"], None) is None:
+            return web.json_response({"error": {"message": "it cannot be found"}}, status=404)
+        return web.Response(text="Success: removed successfully.")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -100,11 +117,11 @@ class Serving:
         self, request: web.Request, body: dict[str, Any], prompt: str, kind: str, choice: Any
     ) -> web.StreamResponse:
         name = body["model"]
-        if name not in self._names:
+        if name not in self._names and name not in self._adapters:
             error = {"message": f"The model `{name}` does not exist.", "type": "NotFoundError", "code": 404}
             return web.json_response({"error": error}, status=404)
         # Aliases name the same weights, adapters others.
-        weights = self._core.model if name in self._names[:1] else name
+        weights = self._adapters.get(name, self._core.model)
         count = body.get("max_tokens") or DEFAULT_MAX_TOKENS
         tokens = self._core.generate(weights, prompt, count, self._token_s)
         if body.get("stream"):
