@@ -58,6 +58,7 @@ class Exchange:
         "finished",
         "gone",
         "headers",
+        "listens",
         "method",
         "model",
         "path",
@@ -86,6 +87,7 @@ class Exchange:
         self.model = ""
         self.protocol: Protocol | None = None  # of the client, once its body was read; before, the path's
         self.body_bytes = 0  # taken of `Bodies`
+        self.listens = True  # a stream of its answer may begin with comments on what it waits for
         self.finished = False
         self.gone = False
 

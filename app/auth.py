@@ -37,7 +37,7 @@ class KeyRing:
         """
         if not self._digests:
             return
-        given = _given_key(headers) or (_password(headers) if as_password else None)
+        given = given_key(headers) or (_password(headers) if as_password else None)
         if not self._accepts(given):
             raise _refusal(given, as_password=as_password)
 
@@ -62,7 +62,7 @@ def _refusal(given: bytes | None, *, as_password: bool) -> Unauthorized:
     return error
 
 
-def _given_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+def given_key(headers: Mapping[bytes, bytes]) -> bytes | None:
     value = headers.get(b"authorization")
     if value is not None and value[:7].lower() == BEARER:
         return value[7:].strip()

@@ -2,25 +2,29 @@
 
 In this order: health is always open; Host check; CORS preflight; API key; Origin check; then the data plane by exact
 path, the stream of events, or FastAPI for everything else. No path reaches an engine but those in `app.routes`.
+WebSockets pass the same checks before they are accepted; each of their chat requests goes to the data plane, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from app import event_stream, health
 from app.asgi import STATUS_CLIENT_GONE, Bodies, ClientGone, Exchange, Receive, Scope, Send, replay
-from app.auth import HostCheck, KeyRing, OriginCheck
-from app.errors import MethodNotAllowed, Rendered, RequestError, internal_error, protocol_of, render
+from app.auth import HostCheck, KeyRing, OriginCheck, given_key
+from app.errors import MethodNotAllowed, NotFound, Rendered, RequestError, internal_error, protocol_of, render
 from app.event_stream import EventStream
 from app.lazy import Asgi
 from app.proxy import AnswerCutOff, DataPlane
 from app.routes import ROUTES
 from app.state import AppState
+from app.websocket import endpoint as websocket
+from app.websocket.connection import ROUTE as CHAT_ROUTE
+from app.websocket.endpoint import UpgradeRequired, WebSockets
 from models.errors import RoundhouseError
 from utils.access_log import AccessLog
 from utils.logging import logger
@@ -50,6 +54,7 @@ class Gate:
         access: Access,
         data_plane: DataPlane,
         events: EventStream,
+        websockets: WebSockets,
         control: Asgi,
         state: AppState,
         lifespan: Lifespan,
@@ -59,6 +64,7 @@ class Gate:
         self._access = access
         self._data_plane = data_plane
         self._events = events
+        self._websockets = websockets
         self._control = control
         self._state = state
         self._lifespan = lifespan
@@ -69,12 +75,17 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        if scope["type"] != "http":  # WebSockets: none yet
-            await send({"type": "websocket.close", "code": 1000})
+        if scope["type"] == "websocket":
+            handshake = Exchange({**scope, "method": "GET"}, receive, websocket.as_refusal(send))
+            await self._attend(handshake, self._open_websocket(handshake, send))
             return
         exchange = Exchange(scope, receive, send)
+        await self._attend(exchange, self._answer(exchange))
+
+    async def _attend(self, exchange: Exchange, answering: Awaitable[None]) -> None:
+        """Whatever comes of it, the client is told, and the log and the metrics."""
         try:
-            await self._answer(exchange)
+            await answering
         except RoundhouseError as error:
             await self._refuse(exchange, error)
         except (ClientGone, asyncio.CancelledError) as error:
@@ -116,6 +127,8 @@ class Gate:
         access.keys.check(headers, as_password=path in BROWSED)
         access.origins.check(headers, method)
         await self._state.wait_scanned()
+        if path in websocket.PATHS:
+            raise UpgradeRequired(f"{path} is a WebSocket's address; open one there.")
         route = ROUTES.get(path)
         if route is None and path != event_stream.PATH:
             await self._to_control(exchange)
@@ -127,6 +140,24 @@ class Gate:
         if method != "POST":
             raise MethodNotAllowed(method, path, "POST")
         await self._data_plane.answer(exchange, route)
+
+    async def _open_websocket(self, handshake: Exchange, send: Send) -> None:
+        """A key may also come as the first message, from clients that cannot send it as a header."""
+        access, headers, path = self._access, handshake.headers, handshake.path
+        access.hosts.check(headers.get(b"host"))
+        known = access.keys.open or given_key(headers) is not None or path not in websocket.PATHS
+        if known:
+            access.keys.check(headers)
+        access.origins.check(headers, "POST")
+        if path not in websocket.PATHS:
+            raise NotFound(f"There is no WebSocket at {path[:LOGGED_PATH_BYTES]!r}; it is at /ws, and at /v1/ws.")
+        handshake.route = path
+        await self._state.wait_scanned()
+        await self._websockets.serve(handshake, send, self._post, known=known)
+
+    async def _post(self, exchange: Exchange) -> None:
+        """A chat request that came by a WebSocket."""
+        await self._attend(exchange, self._data_plane.answer(exchange, CHAT_ROUTE))
 
     async def _tell_health(self, exchange: Exchange) -> None:
         exchange.route = exchange.path
@@ -160,7 +191,8 @@ class Gate:
 
     def _record(self, exchange: Exchange) -> None:
         seconds = time.perf_counter() - exchange.started_s
-        self._state.metrics.count(exchange.route or OTHER_ROUTE, exchange.model, exchange.status, seconds)
+        if exchange.status != websocket.SWITCHING:  # a connection's requests are counted, not the connection
+            self._state.metrics.count(exchange.route or OTHER_ROUTE, exchange.model, exchange.status, seconds)
         if self._access_log is not None and exchange.path not in health.PATHS:
             # As it was sent: decoded, it may hold newlines.
             path = exchange.scope["raw_path"][:LOGGED_PATH_BYTES].decode("ascii", "replace")

@@ -22,6 +22,7 @@ from app.run_dir import RunDir
 from app.server import DrainingServer, bind, server_config
 from app.state import AppState
 from app.upstream import Upstreams
+from app.websocket.endpoint import WebSockets
 from engines.base import Declaration, EngineContext, ListsModels
 from engines.registry import Engines, create_factories, registered_architectures
 from models.catalog import Catalog
@@ -141,6 +142,7 @@ def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: 
         access=access,
         data_plane=DataPlane(state, upstreams, bodies),
         events=EventStream(state),
+        websockets=WebSockets(state, keys),
         control=control,
         state=state,
         lifespan=lifecycle.lifespan,

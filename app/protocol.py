@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with what it lacks.
 
 Limits of size and time for headers, a limit for clients that do not read, and answers to clients that offer HTTP/2
-(h2c, as the JDK's does by default), whose bodies the parser would drop.
+(h2c, as the JDK's does by default), whose bodies the parser would drop. WebSockets go on to `app.websocket.transport`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._framing_bytes += len(data)
         self._unset_keepalive_if_required()
         self._parse(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
             return
         if not self._in_head:
             if self._framing_bytes > self._limits.max_header_bytes:
@@ -93,9 +93,31 @@ class _GuardedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
+            if self._should_upgrade() and self.parser.get_method() == b"GET" and not self._answers():
+                self._open_websocket(rest)
+            else:
+                self._decline_upgrade(rest)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
+
+    def _answers(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _open_websocket(self, rest: bytes) -> None:
+        """Hands the connection over; its protocol reads the handshake anew."""
+        if self._head_larger_than_allowed():
+            self._refuse_headers()
+            return
+        if rest:  # that protocol would take it for something else
+            self._refuse(InvalidRequest("Data came before the WebSocket handshake was answered."))
+            return
+        self._end_head()
+        self.scope["method"] = "GET"
+        self.handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        if not getattr(protocol, "handshake_initiated", False):
+            self._refuse(InvalidRequest("This is no well-formed WebSocket handshake."))
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Takes the request as if it had offered no other protocol; the parser would take its body for one in that."""
@@ -117,17 +139,23 @@ class _GuardedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers):
             self._upgrade = True
             return
+        self._end_head()
+        if self._head_larger_than_allowed():
+            self._refuse_headers()
+            return
+        super().on_headers_complete()
+        self.headers = []  # for trailers: in the list that the request has, they would pass for its headers
+
+    def _end_head(self) -> None:
         self._in_head = False
         self._framing_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        limit = self._limits.max_header_bytes
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limit:
-            self._refuse_headers()
-            return
-        super().on_headers_complete()
-        self.headers = []  # for trailers: in the list that the request has, they would pass for its headers
+
+    def _head_larger_than_allowed(self) -> bool:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return size > self._limits.max_header_bytes
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes = 0

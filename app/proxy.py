@@ -123,7 +123,7 @@ class DataPlane:
     def _wait_of(self, exchange: Exchange, route: Route, body: RequestBody, spec: ModelSpec) -> Wait:
         settings = self._state.settings
         told: Told | None = None
-        if body.stream and body.model and route.streams:
+        if body.stream and body.model and route.streams and exchange.listens:
             text = partial(self._texts.of, spec)
             told = Told(exchange, route.path, body.model, settings.progress_text, text)
         return Wait(exchange, told, interval_s=settings.sse_comment_s, limit_s=settings.wait_timeout_s)

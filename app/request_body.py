@@ -51,21 +51,21 @@ class RequestBody:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def parse_document(raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`. Raises InvalidRequest that says what is wrong."""
+def parse_document(raw: bytes, what: str = "body") -> dict[str, Any]:
+    """The JSON object in `raw`, the request's body or another `what`. Raises InvalidRequest that says what is wrong."""
     if not raw:
-        raise InvalidRequest("The request has no body; a JSON object is needed.")
+        raise InvalidRequest(f"There is no {what}; a JSON object is needed.")
     if len(raw) > UNCOUNTED_BYTES:
-        _check_size_when_parsed(raw)
+        _check_size_when_parsed(raw, what)
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(
-            f"The body is not valid JSON: {error}. (NaN, Infinity and bytes that are not UTF-8 are not JSON either; "
+            f"The {what} is not valid JSON: {error}. (NaN, Infinity and bytes that are not UTF-8 are not JSON either; "
             "compressed bodies are not read.)"
         ) from None
     if not isinstance(document, dict):
-        raise InvalidRequest(f"The body must be a JSON object, not {_json_kind(document)}.")
+        raise InvalidRequest(f"The {what} must be a JSON object, not {_json_kind(document)}.")
     return document
 
 
@@ -82,13 +82,13 @@ def parse_body(raw: bytes, document: dict[str, Any], *, model_needed: bool = Tru
     return RequestBody(raw, model, document.get("stream") is True)
 
 
-def _check_size_when_parsed(raw: bytes) -> None:
+def _check_size_when_parsed(raw: bytes, what: str) -> None:
     """64 MiB of `[],` would take 2 GB of memory, and the event loop for 5 s; a large text or image takes neither."""
     limit = _exceeded(raw)
     if limit and raw.count(b'"') - raw.count(b'\\"') <= 2 * MAX_STRINGS:
         limit = _exceeded(STRINGS.sub(b"", raw))  # what stands in texts, such as code or tables, does not count
     if limit:
-        raise InvalidRequest(f"The body holds more than {limit}.")
+        raise InvalidRequest(f"The {what} holds more than {limit}.")
 
 
 def _exceeded(raw: bytes) -> str | None:

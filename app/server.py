@@ -14,6 +14,7 @@ from uvicorn.config import Config
 from app.config import Settings
 from app.lifecycle import Lifecycle
 from app.protocol import ConnectionLimits, guarded_protocol
+from app.websocket.transport import PING_INTERVAL_S, MessageLimits, guarded_websocket
 from utils.logging import logger
 
 BACKLOG = 2048
@@ -80,11 +81,17 @@ def bind(settings: Settings) -> socket.socket:
 
 def server_config(app: object, settings: Settings) -> Config:
     limits = ConnectionLimits(int(settings.max_header_bytes), settings.header_timeout_s, settings.write_timeout_s)
+    max_message_bytes = int(settings.max_body_bytes)
+    messages = MessageLimits(max_message_bytes, settings.request_read_timeout_s, settings.write_timeout_s)
     return Config(
         app,  # type: ignore[arg-type]  # ours are plain ASGI callables; uvicorn's types name its own TypedDicts
         http=guarded_protocol(limits),
         loop="uvloop",
-        ws="none",
+        ws=guarded_websocket(messages),
+        ws_max_size=max_message_bytes,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=settings.write_timeout_s,
+        ws_per_message_deflate=False,  # messages are small, and many at once; compressing each costs more than it saves
         lifespan="on",
         interface="asgi3",
         log_config=None,
