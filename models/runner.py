@@ -34,6 +34,26 @@ class Outcomes(Protocol):
 
 
 @dataclass(slots=True)
+class AdapterUse:
+    """The requests that run with one adapter, in whichever content of its folder they began."""
+
+    running: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def begin(self) -> None:
+        self.running += 1
+        self.idle.clear()
+
+    def end(self) -> None:
+        self.running -= 1
+        if not self.running:
+            self.idle.set()
+
+
+@dataclass(slots=True)
 class Resident:
     """A running engine, and what it was started from."""
 
@@ -46,6 +66,7 @@ class Resident:
     changing: asyncio.Task[None] | None = None  # its falling asleep or waking, while that is under way
     remote: bool = False  # a server elsewhere: there is nothing here to start, watch or measure
     adapter_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    adapter_uses: dict[str, AdapterUse] = field(default_factory=dict)
     refused_adapters: dict[str, tuple[str, str]] = field(default_factory=dict)  # id → fingerprint, reason
 
     def made_for(self, spec: ModelSpec) -> bool:
@@ -80,6 +101,7 @@ class Runner:
     def connect(self, spec: ModelSpec, factory: EngineFactory) -> None:
         """Takes in a model that a server elsewhere serves, or takes it in anew."""
         self._residents[spec.id] = Resident(factory.create(spec), spec, {}, remote=True)
+        self._residents[spec.id].measured.set()  # there is nothing to measure here
 
     def disconnect(self, model_id: str) -> None:
         """Forgets such a model; running answers go on."""
