@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines import vllm_lora, vllm_sleep
+from engines import vllm_hardware, vllm_lora, vllm_parallel, vllm_quantization, vllm_sleep, vllm_speculative
 from engines.base import EngineContext
 from engines.vllm_families import TEKKEN, read_template, reasoning_parser, tool_parser
-from engines.vllm_memory import argument_name, kv_bytes_per_token, kv_cache, tokens_bytes
+from engines.vllm_memory import (
+    argument_name,
+    given_arguments,
+    gpu_spread,
+    kv_bytes_per_token,
+    kv_cache,
+    tokens_bytes,
+)
 from models.types import ModelSpec, Task
 
 # vLLM fetches image URLs from anywhere unless domains are named. This one cannot exist (RFC 6761), so that nothing is
@@ -64,14 +71,17 @@ def serve_args(spec: ModelSpec, context: EngineContext, adapters: Sequence[Model
     draft.set("served-model-name", [spec.id, *spec.aliases])
     draft.set("kv-cache-memory-bytes", kv_bytes, kv_reason)
     _set_length(draft, spec, kv_bytes, kv_bytes_per_token(spec, context))
-    _set_device(draft, context.device)
+    _set_hardware(draft, spec, context)
+    _set_speculation(draft, vllm_speculative.choose(spec, context.device, context.models_dir))
     _set_parsers(draft, spec)
     _set_adapters(draft, lora)
     _set_sleep(draft, vllm_sleep.tiers(spec, context.device, bool(adapters), context.engine_args))
     _set_safety(draft, spec)
     _set_configured(draft, context.engine_args, "for all models of this engine")
     _set_configured(draft, spec.overrides.engine_args, "for this model")
-    return ServeArgs(tuple(_flatten(draft.values)), tuple(draft.reasons), kv_bytes)
+    args = tuple(_flatten(draft.values))
+    draft.reasons += vllm_parallel.commands_elsewhere(args, gpu_spread(spec, context).nodes)
+    return ServeArgs(args, tuple(draft.reasons), kv_bytes)
 
 
 def _set_length(draft: _Draft, spec: ModelSpec, kv_bytes: int, per_token: int | None) -> None:
@@ -88,13 +98,56 @@ def _set_length(draft: _Draft, spec: ModelSpec, kv_bytes: int, per_token: int | 
     draft.set("max-model-len", "auto", f"length: what the KV cache holds{about}; {wanted} may not fit")
 
 
-def _set_device(draft: _Draft, device: str) -> None:
-    if device == "cpu":
-        draft.set("enforce-eager", True, "eager: on CPU compiling takes longer than it saves")
+def _set_hardware(draft: _Draft, spec: ModelSpec, context: EngineContext) -> None:
+    spread = gpu_spread(spec, context)
+    draft.because(spread.reason)
+    for name, size in spread.arguments().items():
+        draft.set(name, size)
+    draft.because(_quantization(spec, context)[0])
+    for reason in vllm_hardware.reasons(spec, context.device, context.capability):
+        draft.because(reason)
+    if context.device == "cpu":
+        draft.set("enforce-eager", True)
         return
     # A share of the whole device is asked for at start even where the KV cache is given in bytes, and refused while
     # neighbours hold memory.
     draft.set("gpu-memory-utilization", 0.01, "memory by bytes, not by share of the device, which has other tenants")
+
+
+def _quantization(spec: ModelSpec, context: EngineContext) -> tuple[str, str]:
+    found = vllm_quantization.detect(spec)
+    if found is None:
+        return "", ""
+    amx = vllm_quantization.cpu_has_amx()
+    return vllm_quantization.judge(found, context.device, context.capability, amx=amx)
+
+
+def _set_speculation(draft: _Draft, speculation: vllm_speculative.Speculation) -> None:
+    draft.because(speculation.reason)
+    if speculation.config:
+        draft.set(vllm_speculative.OPTION, speculation.config)
+
+
+def refusal(spec: ModelSpec, context: EngineContext) -> str:
+    """Why vLLM cannot serve `spec` here as it is and is configured, as far as that shows without vLLM; "" if it can."""
+    given = given_arguments(spec, context)
+    try:
+        for arguments in (context.engine_args, spec.overrides.engine_args):
+            _set_configured(_Draft(), arguments, "")
+    except BadEngineArgument as error:
+        return str(error)
+    speculation = vllm_speculative.choose(spec, context.device, context.models_dir)
+    # Whoever says how it is quantized, or drafted, has the last word, and vLLM's answer.
+    told = ("" if "quantization" in given else _quantization(spec, context)[1]) or (
+        "" if vllm_speculative.OPTION in given else speculation.refusal
+    )
+    return told or gpu_spread(spec, context).refusal
+
+
+def is_unusual(spec: ModelSpec, context: EngineContext) -> bool:
+    """Whether more is asked of vLLM than what we derive for every model: worth a look of its own before a start."""
+    speculation = vllm_speculative.choose(spec, context.device, context.models_dir)
+    return bool(given_arguments(spec, context) or speculation.config or gpu_spread(spec, context).gpus > 1)
 
 
 def _set_parsers(draft: _Draft, spec: ModelSpec) -> None:

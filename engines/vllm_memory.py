@@ -13,7 +13,9 @@ other models stay on the device:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from engines import vllm_parallel, vllm_speculative
 from engines.base import EngineContext
 from models.types import ModelSpec
 
@@ -67,20 +69,41 @@ def estimate_bytes(spec: ModelSpec, context: EngineContext, lora_bytes: int = 0)
 
 
 def loaded_weights_bytes(spec: ModelSpec, context: EngineContext) -> int:
+    """Of each GPU that it is spread over, those of a draft included."""
+    return -(-_all_weights_bytes(spec, context) // gpu_spread(spec, context).gpus)
+
+
+def gpu_spread(spec: ModelSpec, context: EngineContext) -> vllm_parallel.Spread:
+    """Over how many GPUs it is served: as configured, or as few as have room for its weights and a KV cache."""
+    given = given_arguments(spec, context)
+    configured = vllm_parallel.configured(given, context.device, context.gpus)
+    if configured is not None or context.device != "cuda":
+        return configured or vllm_parallel.ONE
+    room = context.budget_bytes - OVERHEAD_BYTES["cuda"] - MIN_KV_BYTES["cuda"]
+    return vllm_parallel.choose(spec, _all_weights_bytes(spec, context), room, context.gpus)
+
+
+def _all_weights_bytes(spec: ModelSpec, context: EngineContext) -> int:
     """vLLM loads float32 weights in half the size, unless an engine argument says otherwise."""
+    draft_bytes = vllm_speculative.draft_bytes(vllm_speculative.choose(spec, context.device, context.models_dir))
     stored = (spec.dtype or "").removeprefix("torch.")
     halved = stored in _FLOAT32 and not spec.quantization and _engine_arg(spec, context, "dtype") not in _FLOAT32
-    return spec.weights_bytes // 2 if halved else spec.weights_bytes
+    return draft_bytes + (spec.weights_bytes // 2 if halved else spec.weights_bytes)
 
 
 def kv_bytes_per_token(spec: ModelSpec, context: EngineContext) -> int | None:
-    """Keys and values of one token in all layers; None where the config does not say. Too much for MLA and windows."""
+    """Keys and values of one token in all layers; None where the config does not say. Too much for MLA and windows.
+
+    Of each GPU that it is spread over.
+    """
     if not (spec.num_layers and spec.num_kv_heads and spec.head_dim):
         return None
     element_bytes = 4 if _engine_arg(spec, context, "dtype") in _FLOAT32 else 2
     if _engine_arg(spec, context, "kv-cache-dtype").startswith("fp8"):
         element_bytes = 1
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * element_bytes
+    spread = gpu_spread(spec, context)
+    layers, heads = -(-spec.num_layers // spread.pipeline), -(-spec.num_kv_heads // spread.tensor)
+    return 2 * layers * heads * spec.head_dim * element_bytes
 
 
 def tokens_bytes(per_token: int, tokens: int) -> int:
@@ -95,11 +118,13 @@ def argument_name(key: str) -> str:
 
 def _engine_arg(spec: ModelSpec, context: EngineContext, name: str) -> str:
     """What the configuration says of one of vLLM's arguments, for this model before all models; "" for nothing."""
-    for configured in (spec.overrides.engine_args, context.engine_args):
-        for key, value in configured.items():
-            if argument_name(key) == name:
-                return str(value)
-    return ""
+    return str(given_arguments(spec, context).get(name, ""))
+
+
+def given_arguments(spec: ModelSpec, context: EngineContext) -> dict[str, Any]:
+    """vLLM's arguments of the configuration by name, those for this model before those for all models."""
+    both = (*context.engine_args.items(), *spec.overrides.engine_args.items())
+    return {argument_name(key): value for key, value in both if value is not None}
 
 
 def _asked_bytes(spec: ModelSpec, context: EngineContext) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines import vllm_speculative
 from engines.canary import tokens
 from engines.engine_http import EngineCallFailed, call, post_twice
 from models.types import ModelSpec
@@ -49,7 +50,7 @@ def _why_not_level_2(spec: ModelSpec, adapters: bool, configured: Mapping[str, A
     """Where level 2 loses what it should not, or where our canary would not see it."""
     if adapters:
         return "level 2 would lose the LoRA adapters"
-    if configured.get("speculative-config"):
+    if configured.get(vllm_speculative.OPTION) or vllm_speculative.has_draft(spec):
         return "level 2 would not read the draft model's weights again"
     if spec.architecture.endswith("ForConditionalGeneration"):
         return "after level 2 a canary of text would not show what became of the weights for images"
