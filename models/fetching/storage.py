@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class Storage:
             answer = self._client().get_object(**key, IfMatch=f'"{file.etag}"')
             if str(answer["ETag"]).strip('"') != file.etag:  # not every server knows If-Match
                 raise Changed(file.name)
-            with answer["Body"] as body, path.open("wb") as target:
+            with closing(answer["Body"]) as body, path.open("wb") as target:
                 written = 0
                 for chunk in body.iter_chunks(_CHUNK_BYTES):  # compares with S3's own checksum at the end, if any
                     target.write(chunk)
