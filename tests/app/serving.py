@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from app.config import Settings
 from app.lifecycle import OnChange
 from app.main import Roundhouse, build
 from app.server import DrainingServer, bind, server_config
-from engines.registry import Engines
+from engines.base import Declaration, EngineFactory
+from engines.registry import KINDS, Engines
 from models.types import Availability, ModelOverrides, ModelSpec, Task
 from tests.app.fake_engine import FakeFactory, context_in
 
@@ -89,7 +91,10 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(specs: Iterable[ModelSpec] = MODELS, **settings: Any) -> AsyncIterator[Served]:
+async def serving(
+    specs: Iterable[ModelSpec] = MODELS, *, elsewhere: Mapping[str, Declaration] | None = None, **settings: Any
+) -> AsyncIterator[Served]:
+    """`elsewhere`: engines whose servers are elsewhere, by name."""
     with tempfile.TemporaryDirectory(prefix="rh-") as folder:
         given = {"models_dir": Path(folder) / "models", "state_dir": Path(folder) / "state", "port": 0}
         options = Settings(**{**given, "memory_budget_bytes": 1 << 40, "shutdown_timeout_s": 2.0, **settings})
@@ -97,7 +102,7 @@ async def serving(specs: Iterable[ModelSpec] = MODELS, **settings: Any) -> Async
         roundhouse = build(
             options,
             Path(folder),
-            engines=Engines({"fake": factory}, {}),
+            engines=Engines({"fake": factory, **_elsewhere(Path(folder), elsewhere or {})}, {}),
             scanner=scanner,
             make_watcher=partial(ListWatcher, scanner),
         )
@@ -117,6 +122,14 @@ async def serving(specs: Iterable[ModelSpec] = MODELS, **settings: Any) -> Async
                 if not task.done():
                     server.stop()
                 await asyncio.wait_for(task, STOPPED_S)
+
+
+def _elsewhere(folder: Path, declared: Mapping[str, Declaration]) -> dict[str, EngineFactory]:
+    found: dict[str, EngineFactory] = {}
+    for name, declaration in declared.items():
+        context = replace(context_in(folder), name=name, declared=declaration)
+        found[name] = import_module(KINDS[declaration.kind or ""]).create_factory(context)
+    return found
 
 
 async def _ready(client: httpx.AsyncClient) -> None:
