@@ -66,6 +66,7 @@ class EngineRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     scratch: str = ""
     vital: str = ""
+    only_check: bool = False  # look whether it could be started, and end: with an error if not
     notify: Callable[[], None] = field(default=_nobody, compare=False, repr=False)
 
     def ready(self) -> None:

@@ -110,7 +110,10 @@ def _open_files() -> set[str]:
 
 
 def run_engine(request: EngineRequest) -> None:
-    """Serves `request` until SIGTERM with vLLM's server; `request.args` is its command line, less --uds."""
+    """Serves `request` until SIGTERM with vLLM's server; `request.args` is its command line, less --uds.
+
+    `request.only_check`: returns once vLLM has made its configuration of them, and taken the folder's.
+    """
     import uvloop
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -124,7 +127,24 @@ def run_engine(request: EngineRequest) -> None:
     if hasattr(logger, "configure_logging_from_args"):  # not in 0.25
         logger.configure_logging_from_args(args)
     command_line.validate_parsed_serve_args(args)
+    if request.only_check:
+        check(args)
+        return
     uvloop.run(server.run_server(args))
+
+
+def check(args: Any) -> None:
+    """What vLLM does with parsed arguments before it takes the device; raises as it does."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    tools, reasoning = args.tool_call_parser, args.structured_outputs_config.reasoning_parser
+    for kind, name, manager in (("tool call", tools, ToolParserManager), ("reasoning", reasoning, ReasoningParserManager)):
+        known: list[str] = manager.list_registered()
+        if name and name not in known:
+            raise ValueError(f"invalid {kind} parser: {name} (chose from {', '.join(sorted(known))})")
+    AsyncEngineArgs.from_cli_args(args).create_engine_config()
 
 
 def _server_modules() -> tuple[Any, Any]:
