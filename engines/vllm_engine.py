@@ -15,7 +15,9 @@ from engines.progress import vllm_questions
 from engines.runtime.protocol import EngineRequest
 from engines.sleeping import DeviceSizes
 from engines.vllm_adapters import RunningAdapters, SleepableVllmEngine, VllmEngine
-from engines.vllm_args import ServeArgs, serve_args
+from engines.vllm_args import ServeArgs, is_unusual, serve_args
+from engines.vllm_args import refusal as refusal_of
+from engines.vllm_checks import StartChecks
 from engines.vllm_memory import estimate_bytes, loaded_weights_bytes
 from engines.vllm_sleep import VllmSleepRoutes, tiers
 from models.types import Availability, ModelSpec, Task
@@ -40,6 +42,9 @@ class VllmFactory:
     def __init__(self, context: EngineContext, runtime: str = RUNTIME) -> None:
         self._context = context
         self._launcher = Launcher(self.name, runtime, context, env={**launcher_changes(context), **self.environment})
+        self._checks = StartChecks(
+            self._launcher, context, lambda spec: is_unusual(spec, context), lambda spec: self.explain(spec).args
+        )
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         if spec.task is Task.ADAPTER:
@@ -49,7 +54,18 @@ class VllmFactory:
             return Verdict(False, f"vLLM serves chat and completion here, not {spec.task}")
         if spec.availability is not Availability.AVAILABLE:
             return Verdict(False, f"the model is {spec.availability}")
+        if refusal := self._checks.refusal(spec) or refusal_of(spec, self._context):
+            return Verdict(False, refusal)
         return Verdict(True, f"vLLM serves {spec.task}")
+
+    def prepared(self, spec: ModelSpec) -> bool:
+        return self._checks.passed(spec)
+
+    async def prepare(self, spec: ModelSpec) -> None:
+        await self._checks.check(spec)
+
+    def preparing(self, spec: ModelSpec) -> str:
+        return "vLLM looks at its arguments"
 
     def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         return estimate_bytes(spec, self._context, vllm_lora.arguments(spec, self._context, adapters).device_bytes)
@@ -105,6 +121,7 @@ class VllmFactory:
         return self._launcher.state()
 
     async def close(self) -> None:
+        await self._checks.close()
         await self._launcher.close()
 
 
