@@ -25,6 +25,7 @@ from utils.openai_compat import Protocol, error_event, error_object
 Header = tuple[bytes, bytes]
 DEFAULT_RETRY_S = 1.0
 ANTHROPIC_PREFIX = "/v1/messages"
+KSERVE_PREFIX = "/v2"  # beside which Cohere's routes are, in ROUTES
 
 
 class RequestError(RoundhouseError):
@@ -80,7 +81,14 @@ def protocol_of(path: str) -> Protocol:
     if path == ANTHROPIC_PREFIX or path.startswith(ANTHROPIC_PREFIX + "/"):
         return "anthropic"
     route = ROUTES.get(path)
-    return route.protocol if route is not None else "openai"
+    if route is not None:
+        return route.protocol
+    return "kserve" if is_kserve(path) else "openai"
+
+
+def is_kserve(path: str) -> bool:
+    """Whether `path`, which is none of ROUTES, is for clients of KServe V2."""
+    return path == KSERVE_PREFIX or path.startswith(KSERVE_PREFIX + "/")
 
 
 def _object(error: RoundhouseError, protocol: Protocol, request_id: str) -> dict[str, object]:

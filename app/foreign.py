@@ -30,6 +30,7 @@ ERROR_FIELDS: dict[Protocol, str] = {
     "anthropic": "error",
     "cohere": "message",
     "tei": "error",
+    "kserve": "error",
 }
 
 

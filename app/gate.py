@@ -16,8 +16,18 @@ from dataclasses import dataclass
 from app import event_stream, health
 from app.asgi import STATUS_CLIENT_GONE, Bodies, ClientGone, Exchange, Receive, Scope, Send, replay
 from app.auth import HostCheck, KeyRing, OriginCheck, given_key
-from app.errors import MethodNotAllowed, NotFound, Rendered, RequestError, internal_error, protocol_of, render
+from app.errors import (
+    MethodNotAllowed,
+    NotFound,
+    Rendered,
+    RequestError,
+    internal_error,
+    is_kserve,
+    protocol_of,
+    render,
+)
 from app.event_stream import EventStream
+from app.kserve.endpoint import KServe
 from app.lazy import Asgi
 from app.proxy import AnswerCutOff, DataPlane
 from app.routes import ROUTES
@@ -53,6 +63,7 @@ class Gate:
         *,
         access: Access,
         data_plane: DataPlane,
+        kserve: KServe,
         events: EventStream,
         websockets: WebSockets,
         control: Asgi,
@@ -63,6 +74,7 @@ class Gate:
     ) -> None:
         self._access = access
         self._data_plane = data_plane
+        self._kserve = kserve
         self._events = events
         self._websockets = websockets
         self._control = control
@@ -130,6 +142,9 @@ class Gate:
         if path in websocket.PATHS:
             raise UpgradeRequired(f"{path} is a WebSocket's address; open one there.")
         route = ROUTES.get(path)
+        if route is None and is_kserve(path):
+            await self._kserve.answer(exchange)
+            return
         if route is None and path != event_stream.PATH:
             await self._to_control(exchange)
             return

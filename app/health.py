@@ -12,13 +12,14 @@ from typing import Any
 
 import orjson
 
-from app.errors import Header, Rendered, RequestError, render
+from app.errors import Header, Rendered, RequestError, protocol_of, render
 from app.state import AppState
 from models.errors import ShuttingDown
 from models.types import Availability, ModelStatus, State
 
 LIVE, READY, SUMMARY = "/health/live", "/health/ready", "/health"
-PATHS = frozenset({LIVE, READY, SUMMARY})
+KSERVE_LIVE, KSERVE_READY = "/v2/health/live", "/v2/health/ready"  # the same for clients of KServe V2
+PATHS = frozenset({LIVE, READY, SUMMARY, KSERVE_LIVE, KSERVE_READY})
 RETRY_S = 2.0
 
 
@@ -37,8 +38,8 @@ def answer(state: AppState, path: str, request_id: str, *, named: bool) -> Rende
 
     `named`: the caller may see the names of models.
     """
-    if path == READY and (refusal := _not_ready(state, named=named)) is not None:
-        return render(refusal, "openai", request_id)
+    if path in (READY, KSERVE_READY) and (refusal := _not_ready(state, named=named)) is not None:
+        return render(refusal, protocol_of(path), request_id)
     body = orjson.dumps(overview(state, named=named) if path == SUMMARY else {"status": state.phase}, default=str)
     headers: list[Header] = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return Rendered(200, [*headers, (b"cache-control", b"no-store")], body)

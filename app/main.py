@@ -14,6 +14,7 @@ from app.auth import HostCheck, KeyRing, OriginCheck, check_bind
 from app.config import ConfigError, Settings, load_settings
 from app.event_stream import EventStream
 from app.gate import Access, Gate
+from app.kserve.endpoint import KServe
 from app.lazy import Asgi, LazyApp
 from app.lifecycle import Lifecycle, MakeWatcher, OnChange, Scans, Watches
 from app.memory import Device, measure_device
@@ -141,6 +142,7 @@ def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: 
     return Gate(
         access=access,
         data_plane=DataPlane(state, upstreams, bodies),
+        kserve=KServe(state, upstreams, bodies),
         events=EventStream(state),
         websockets=WebSockets(state, keys),
         control=control,

@@ -16,6 +16,7 @@ EMBED = frozenset({Task.EMBED})
 RERANK = frozenset({Task.RERANK})
 SCORE = frozenset({Task.RERANK, Task.EMBED})
 CLASSIFY = frozenset({Task.CLASSIFY})
+TENSOR = frozenset({Task.TENSOR})
 ONE_VECTOR: frozenset[Method | None] = frozenset({None})
 MANY_VECTORS: frozenset[Method | None] = frozenset({Method.MULTI_VECTOR})
 SPARSE: frozenset[Method | None] = frozenset({Method.SPARSE})
@@ -71,8 +72,12 @@ ROUTES: Mapping[str, Route] = {
 }
 
 
+# KServe V2 names the model in the path, so that these are no keys of ROUTES; see app.kserve.
+TENSOR_ROUTES = tuple(Route(f"/v2/models/{{name}}{end}", TENSOR, "kserve") for end in ("", "/ready", "/infer"))
+
+
 def routes_of(spec: ModelSpec) -> list[str]:
-    return [path for path, route in ROUTES.items() if route.serves(spec)]
+    return [route.path for route in (*ROUTES.values(), *TENSOR_ROUTES) if route.serves(spec)]
 
 
 def check_task(spec: ModelSpec, route: Route) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
 
 from engines.base import Endpoint
+
+if TYPE_CHECKING:
+    from utils.kserve_grpc import KServeChannel
 
 KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s; ours must go first
 LARGE_BODY_BYTES = 1 << 20  # beyond this, aiohttp wants a file-like object rather than bytes
@@ -51,6 +55,11 @@ class Upstream:
         data = body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body)
         return await self._session.post(url, data=data, headers=headers, allow_redirects=False)
 
+    async def get(self, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """As `post`."""
+        url = URL(self.endpoint.base_url.rstrip("/") + path, encoded=True)
+        return await self._session.get(url, headers=headers, allow_redirects=False)
+
     async def close(self) -> None:
         await self._session.close()
 
@@ -61,7 +70,9 @@ class Upstreams:
     def __init__(self, connect_timeout_s: float, idle_timeout_s: float) -> None:
         # `connect`: looking the name up and TLS included.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=idle_timeout_s)
+        self._connect_timeout_s = connect_timeout_s
         self._pools: dict[tuple[object, str], Upstream] = {}
+        self._channels: dict[str, KServeChannel] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def get(self, endpoint: Endpoint) -> Upstream:
@@ -71,6 +82,15 @@ class Upstreams:
             self._forget_gone()
             pool = self._pools[key] = Upstream(endpoint, self._timeout)
         return pool
+
+    def channel(self, endpoint: Endpoint) -> KServeChannel:
+        """To a server that is asked by gRPC."""
+        channel = self._channels.get(endpoint.base_url)
+        if channel is None:
+            from utils.kserve_grpc import KServeChannel  # brings grpc, which only those need who have such a server
+
+            channel = self._channels[endpoint.base_url] = KServeChannel(endpoint.base_url, self._connect_timeout_s)
+        return channel
 
     def _forget_gone(self) -> None:
         for key, pool in list(self._pools.items()):
@@ -84,5 +104,8 @@ class Upstreams:
         for pool in list(self._pools.values()):
             await pool.close()
         self._pools.clear()
+        for channel in list(self._channels.values()):
+            await channel.close()
+        self._channels.clear()
         if self._closing:
             await asyncio.gather(*self._closing)

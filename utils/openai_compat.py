@@ -1,4 +1,7 @@
-"""Wire shapes of the OpenAI, Anthropic, Cohere and TEI protocols: error bodies, error events, model objects."""
+"""Wire shapes of the OpenAI, Anthropic, Cohere and TEI protocols: error bodies, error events, model objects.
+
+And the error body of KServe V2.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import Any, Literal
 
 import orjson
 
-# "responses": OpenAI's, whose streams have errors of their own; "tei": Hugging Face's text-embeddings-inference
-Protocol = Literal["openai", "responses", "anthropic", "cohere", "tei"]
+# "responses": OpenAI's, whose streams have errors of their own; "tei": Hugging Face's text-embeddings-inference;
+# "kserve": KServe V2, as Triton's clients speak it
+Protocol = Literal["openai", "responses", "anthropic", "cohere", "tei", "kserve"]
 
 ProgressText = Literal["off", "reasoning", "content"]
 
@@ -40,6 +44,8 @@ def error_object(
         return ({"id": request_id} if request_id else {}) | {"message": message}
     if protocol == "tei":
         return {"error": message, "error_type": _TEI_TYPES.get(status, "Validation")}
+    if protocol == "kserve":
+        return {"error": message}
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 

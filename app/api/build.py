@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +14,7 @@ from app.api.data_plane import documentation_router
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, RequestError, internal_error, protocol_of, render
 from app.state import AppState
 from models.errors import RoundhouseError
+from utils.version import own_version
 
 TITLE = "Roundhouse"
 DESCRIPTION = "Every model of a folder behind one OpenAI-compatible address; name it in `model`, and it answers."
@@ -24,7 +24,7 @@ def build_control_app(state: AppState) -> FastAPI:
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
-        version=_version(),
+        version=own_version(),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -38,13 +38,6 @@ def build_control_app(state: AppState) -> FastAPI:
     app.add_exception_handler(Exception, _on_fault)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own documented way to extend it
     return app
-
-
-def _version() -> str:
-    try:
-        return version("roundhouse")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
 
 
 def _answer(request: Request, error: RoundhouseError) -> Response:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import aiohttp
 import orjson
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from models.types import Signature, Tensor
 from utils.kserve_grpc import CallFailed, KServeChannel, Unreached, service_pb2

@@ -39,7 +39,7 @@ def first_int(config: Mapping[str, Any], *keys: str) -> int | None:
     return None
 
 
-def dimensions(config: Mapping[str, Any]) -> dict[str, int | None]:
+def dimensions(config: Mapping[str, Any]) -> dict[str, Any]:
     """`hidden_size`, `num_layers`, `num_kv_heads`, `head_dim` as ModelSpec's fields."""
     text = text_config(config)
     hidden = first_int(text, "hidden_size", "n_embd", "d_model", "dim")

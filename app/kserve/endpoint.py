@@ -1,0 +1,165 @@
+"""KServe V2 at our address: /v2, /v2/models/{name}[/versions/{version}][/ready|/infer]. See app.kserve.forwarding."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from app.asgi import Bodies, Exchange
+from app.errors import InvalidRequest, MethodNotAllowed, NotFound, Rendered
+from app.kserve.forwarding import Forwarding, Unreachable, off_loop
+from app.kserve.infer_request import InferRequest, check, decompressed, parse
+from app.proxy import NotServed
+from app.routes import TENSOR_ROUTES, check_task
+from app.state import AppState
+from app.upstream import Upstreams
+from app.waiting import Wait
+from models.errors import Busy, Unavailable
+from models.manager import Lease
+from models.types import ModelSpec, Signature, Tensor
+from utils.version import own_version
+
+ROOT = "/v2"
+MODEL_PATH = re.compile(r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<action>/ready|/infer)?")
+VERSION_MAX = 100
+ATTEMPTS = 2
+NOT_READY_RETRY_S = 2.0
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+
+
+class KServe:
+    """Answers these routes; whoever calls has checked key, Host and Origin."""
+
+    def __init__(self, state: AppState, upstreams: Upstreams, bodies: Bodies) -> None:
+        self._state = state
+        self._manager = state.manager
+        self._bodies = bodies
+        self._forwarding = Forwarding(upstreams, state.settings.upstream_idle_timeout_s)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Raises as `DataPlane.answer`."""
+        path = exchange.path
+        if path == ROOT:
+            exchange.route = ROOT
+            _expect(exchange, "GET")
+            await exchange.respond(_json({"name": "roundhouse", "version": own_version(), "extensions": EXTENSIONS}))
+            return
+        found = MODEL_PATH.fullmatch(path)
+        if found is None:
+            raise NotFound(f"There is no route {path[:200]}; KServe V2 is at /v2/models/{{name}}, /ready and /infer.")
+        name, version, action = found["name"], found["version"] or "", found["action"] or ""
+        exchange.route = f"/v2/models/{{name}}{action}"
+        if action == "/infer":
+            _expect(exchange, "POST")
+            await self._infer(exchange, name, version)
+            return
+        _expect(exchange, "GET")
+        spec = self._spec(exchange, name, version)
+        if action:
+            await self._tell_ready(exchange, spec, version)
+        else:
+            await exchange.respond(_json(_metadata(spec)))
+
+    def _spec(self, exchange: Exchange, name: str, version: str) -> ModelSpec:
+        spec = self._manager.catalog.resolve(name)
+        exchange.model = spec.id
+        self._manager.check(spec)
+        check_task(spec, TENSOR_ROUTES[-1])
+        versions = spec.signature.versions if spec.signature else ()
+        if len(version) > VERSION_MAX or (version and versions and version not in versions):
+            told = f"it has {', '.join(versions)}" if versions else "its server tells none of this name"
+            raise NotFound(f"The model '{spec.id}' has no version {version[:VERSION_MAX]!r}; {told}.")
+        return spec
+
+    async def _infer(self, exchange: Exchange, name: str, version: str) -> None:
+        body = await exchange.read_body(self._bodies)
+        spec = self._spec(exchange, name, version)
+        request = await self._parsed(exchange, body)
+        check(request, spec)
+
+        async def forward(lease: Lease) -> None:
+            await self._forwarding.infer(exchange, lease, request, body, version)
+
+        await self._with_lease(exchange, spec, forward)
+
+    async def _tell_ready(self, exchange: Exchange, spec: ModelSpec, version: str) -> None:
+        ready = False
+
+        async def ask(lease: Lease) -> None:
+            nonlocal ready
+            ready = await self._forwarding.ready(exchange, lease, version)
+
+        await self._with_lease(exchange, spec, ask)
+        if not ready:
+            text = f"The server of '{spec.id}' says that it is not ready."
+            raise Unavailable(text, retry_after_s=NOT_READY_RETRY_S)
+        await exchange.respond(Rendered(200, [(b"content-length", b"0")], b""))
+
+    async def _parsed(self, exchange: Exchange, body: bytes) -> InferRequest:
+        """Of a compressed body, what it holds counts as body, too."""
+        header_bytes = _length(exchange.headers.get(b"inference-header-content-length"))
+        encoding = exchange.headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+        if encoding == "identity":
+            return await off_loop(len(body), lambda: parse(body, header_bytes))
+        unpacked = await asyncio.to_thread(decompressed, body, encoding, self._bodies.max_bytes)
+        self._bodies.take(len(unpacked))
+        exchange.body_bytes += len(unpacked)
+        return await off_loop(len(unpacked), lambda: parse(unpacked, header_bytes))
+
+    async def _with_lease(self, exchange: Exchange, spec: ModelSpec, use: Any) -> None:
+        """Sends again only what reached no server: there may be another, or it may be back."""
+        settings = self._state.settings
+        wait = Wait(exchange, None, interval_s=settings.sse_comment_s, limit_s=settings.wait_timeout_s)
+        with exchange.watch_client(wait.grown_long):
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    with wait:
+                        async with self._manager.lease(spec) as lease:
+                            wait.end()
+                            await use(lease)
+                    return
+                except NotServed:  # an error of the server's was passed on
+                    return
+                except Unreachable as error:
+                    if attempt == ATTEMPTS:
+                        raise error.told from None
+                except TimeoutError:
+                    text = f"The model '{spec.id}' took no request within {settings.wait_timeout_s:g} s"
+                    raise Busy(f"{text} (wait_timeout_s): it has too many.") from None
+
+
+def _expect(exchange: Exchange, method: str) -> None:
+    if exchange.method != method:
+        raise MethodNotAllowed(exchange.method, exchange.path[:200], method)
+
+
+def _length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > len(str(1 << 63)):
+        raise InvalidRequest("Inference-Header-Content-Length must be a count of bytes.")
+    return int(value)
+
+
+def _metadata(spec: ModelSpec) -> dict[str, Any]:
+    signature = spec.signature or Signature()
+    return {
+        "name": spec.id,
+        "versions": signature.versions,
+        "platform": signature.platform,
+        "inputs": _described(signature.inputs),
+        "outputs": _described(signature.outputs),
+    }
+
+
+def _described(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+    return [{"name": one.name, "datatype": one.datatype, "shape": one.shape} for one in tensors]
+
+
+def _json(document: Any) -> Rendered:
+    body = orjson.dumps(document)
+    return Rendered(200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body)

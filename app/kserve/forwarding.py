@@ -1,0 +1,241 @@
+"""Sends a KServe V2 request to the server of a lease, by gRPC or by HTTP, and its answer to the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+from urllib.parse import quote
+
+import aiohttp
+
+from app.asgi import ClientGone, Exchange
+from app.errors import Header, InvalidRequest, NotFound, RequestError
+from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, read_checked, why_unreached
+from app.kserve.infer_request import InferRequest
+from app.proxy import AnswerCutOff, NotServed
+from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstream, Upstreams
+from engines.base import Outcome
+from models.errors import EngineGone, RoundhouseError, Unavailable
+from models.manager import Lease
+
+T = TypeVar("T")
+
+LARGE_BYTES = 1 << 20  # beyond, what is computed on them is computed in a thread
+UNREACHED_RETRY_S = 5.0
+KEY_RETRY_S = 60.0  # until somebody has changed the key
+BUSY_RETRY_S = 1.0
+NOT_FOUND, BUSY, NOT_IMPLEMENTED = 404, 503, 501
+# What the server gets of a request's headers, and the client of an answer's.
+REQUEST_HEADERS = (
+    (b"content-type", "Content-Type"),
+    (b"content-encoding", "Content-Encoding"),
+    (b"accept-encoding", "Accept-Encoding"),
+    (b"inference-header-content-length", "Inference-Header-Content-Length"),
+    (b"traceparent", "traceparent"),
+    (b"tracestate", "tracestate"),
+)
+ANSWER_HEADERS = frozenset(
+    (b"content-type", b"content-length", b"content-encoding", b"inference-header-content-length")
+)
+INFERENCE_HEADER = "Inference-Header-Content-Length"
+
+
+class Unreachable(Exception):
+    """Nothing reached the server, so that another may be asked. `told` is for the client, if none is."""
+
+    def __init__(self, told: RoundhouseError) -> None:
+        super().__init__(told.message)
+        self.told = told
+
+
+class Unsupported(RequestError):
+    status, code = 501, "not_supported"
+
+
+async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
+    """Runs `work` on so many bytes where it holds up nobody."""
+    return await asyncio.to_thread(work) if size_bytes > LARGE_BYTES else work()
+
+
+class Forwarding:
+    """To whatever server a lease names."""
+
+    def __init__(self, upstreams: Upstreams, timeout_s: float) -> None:
+        self._upstreams = upstreams
+        self._timeout_s = timeout_s
+
+    async def infer(self, exchange: Exchange, lease: Lease, request: InferRequest, body: bytes, version: str) -> None:
+        """`body` is the request as it came. Raises RoundhouseError, Unreachable, ClientGone and AnswerCutOff."""
+        with self._watched(lease):
+            if lease.endpoint.base_url.startswith("grpc"):
+                await self._infer_by_grpc(exchange, lease, request, len(body), version)
+            else:
+                path = _path(lease.served_name, version, "/infer")
+                await self._by_http(exchange, lease, path, body)
+
+    async def ready(self, exchange: Exchange, lease: Lease, version: str) -> bool:
+        """Whether the server has the model loaded. Raises as `infer`."""
+        with self._watched(lease):
+            if lease.endpoint.base_url.startswith("grpc"):
+                return await self._ready_by_grpc(lease, version)
+            upstream = self._upstreams.get(lease.endpoint)
+            headers = dict(lease.endpoint.headers)
+            response = await upstream.get(_path(lease.served_name, version, "/ready"), headers)
+            response.close()
+            _note(lease, response.status)
+            return response.status == 200
+
+    @contextmanager
+    def _watched(self, lease: Lease) -> Iterator[None]:
+        """Notes how the request ended, and says it in our errors."""
+        try:
+            yield
+        except (ClientGone, asyncio.CancelledError):
+            lease.outcome = Outcome.ABANDONED
+            raise
+        except NEVER_REACHED as error:
+            raise unreachable(lease, why_unreached(error)) from error
+        except TimeoutError:
+            raise failed(lease, f"sent nothing for {self._timeout_s:g} s") from None
+        except UNREACHABLE as error:
+            raise failed(lease, "closed the connection before the end of its answer") from error
+        except aiohttp.ClientError as error:
+            raise failed(lease, "gave an answer that is not HTTP") from error
+        except AnswerCutOff:
+            lease.fails("it broke off its answer")
+            raise
+        except EngineGone as error:
+            lease.fails(error.message)
+            raise
+
+    async def _by_http(self, exchange: Exchange, lease: Lease, path: str, body: bytes) -> None:
+        upstream: Upstream = self._upstreams.get(lease.endpoint)
+        upstream.running += 1
+        response: aiohttp.ClientResponse | None = None
+        try:
+            response = await upstream.post(path, body, _request_headers(exchange, lease))
+            await _pass_on(exchange, lease, response)
+        finally:
+            upstream.running -= 1
+            if response is not None:
+                response.close()
+
+    async def _infer_by_grpc(
+        self, exchange: Exchange, lease: Lease, request: InferRequest, size_bytes: int, version: str
+    ) -> None:
+        from app.kserve import grpc_messages  # brings grpc, which only those need who have such a server
+
+        encoded = await off_loop(size_bytes, lambda: grpc_messages.encode(request, lease.served_name, version))
+        raw = await self._call(lease, "ModelInfer", encoded)
+        headers, parts = await off_loop(len(raw), lambda: grpc_messages.decode(raw, request, lease.spec.id))
+        await exchange.start(200, headers)
+        for part in parts[:-1]:
+            await exchange.body(part, True)
+        await exchange.body(parts[-1], False)
+
+    async def _ready_by_grpc(self, lease: Lease, version: str) -> bool:
+        from utils.kserve_grpc import service_pb2
+
+        asked = service_pb2.ModelReadyRequest(name=lease.served_name, version=version)
+        raw = await self._call(lease, "ModelReady", asked.SerializeToString())
+        return bool(service_pb2.ModelReadyResponse.FromString(raw).ready)
+
+    async def _call(self, lease: Lease, method: str, encoded: bytes) -> bytes:
+        from utils.kserve_grpc import CallFailed, Unreached
+
+        channel = self._upstreams.channel(lease.endpoint)
+        try:
+            raw = await channel.call(method, encoded, lease.endpoint.headers, self._timeout_s)
+        except Unreached as error:
+            raise unreachable(lease, str(error)) from None
+        except CallFailed as error:
+            if error.lost:
+                raise failed(lease, "closed the connection before the end of its answer") from None
+            _note(lease, error.status, error.message)
+            raise _refusal(lease, error.status, error.message) from None
+        lease.answers()
+        return raw
+
+
+def unreachable(lease: Lease, why: str) -> Unreachable:
+    lease.fails(why)
+    text = f"{_who(lease)} ({lease.spec.engine}) cannot be reached: {why}."
+    return Unreachable(Unavailable(text, param="model", retry_after_s=UNREACHED_RETRY_S))
+
+
+def failed(lease: Lease, what: str) -> EngineGone:
+    lease.fails(f"it {what}")
+    return EngineGone(f"{_who(lease)} {what}.")
+
+
+def _who(lease: Lease) -> str:
+    return f"The server of '{lease.spec.id}'"
+
+
+def _note(lease: Lease, status: int, why: str = "") -> None:
+    if status >= FIRST_FAILURE and status != NOT_IMPLEMENTED:
+        lease.fails(why or f"status {status}")
+    else:
+        lease.answers()
+
+
+def _refusal(lease: Lease, status: int, message: str) -> RoundhouseError:
+    """What a gRPC server said, as the nearest of our errors."""
+    text = f"{_who(lease)} answered: {message}"
+    if status == UNAUTHORIZED:  # what it says of our key is not for clients
+        refused = f"{_who(lease)} refuses the key that it was given, or wants one. See api_key_env of "
+        return Unavailable(f"{refused}{lease.spec.engine}.", retry_after_s=KEY_RETRY_S)
+    if status == NOT_FOUND:
+        return NotFound(text)
+    if status == NOT_IMPLEMENTED:
+        return Unsupported(text)
+    if status == BUSY:
+        return Unavailable(text, retry_after_s=BUSY_RETRY_S)
+    return InvalidRequest(text) if status < FIRST_FAILURE else EngineGone(text)
+
+
+async def _pass_on(exchange: Exchange, lease: Lease, response: aiohttp.ClientResponse) -> None:
+    """Raises AnswerCutOff, NotServed once an error was passed on, and what `read_checked` raises for no answer."""
+    first = b""
+    if response.status != 200 or INFERENCE_HEADER not in response.headers:
+        first = await read_checked(response, lease.spec, "kserve")
+    _note(lease, response.status)
+    length = -1
+    headers: list[Header] = []
+    for raw_name, value in response.raw_headers:
+        if (name := raw_name.lower()) in ANSWER_HEADERS:
+            headers.append((name, value))
+            length = int(value) if name == b"content-length" else length
+    await exchange.start(response.status, headers)
+    chunk = first or await _next(response)
+    while chunk:
+        length -= len(chunk)
+        if length == 0:
+            break
+        await exchange.body(chunk, True)
+        chunk = await _next(response)
+    await exchange.body(chunk, False)
+    if response.status >= FIRST_ERROR:
+        raise NotServed
+
+
+async def _next(response: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await response.content.readany()
+    except BROKEN as error:
+        raise AnswerCutOff from error
+
+
+def _path(name: str, version: str, action: str) -> str:
+    return f"/v2/models/{quote(name)}{f'/versions/{quote(version)}' if version else ''}{action}"
+
+
+def _request_headers(exchange: Exchange, lease: Lease) -> dict[str, str]:
+    headers = {"X-Request-Id": exchange.request_id}
+    for key, name in REQUEST_HEADERS:
+        value = exchange.headers.get(key)
+        if value is not None and value.isascii():
+            headers[name] = value.decode("ascii")
+    return headers | dict(lease.endpoint.headers)

@@ -1,0 +1,226 @@
+"""A KServe V2 inference request: read from JSON with or without binary tensors behind it, and checked.
+
+Everything here is plain computation, to be done in a thread where the body is large.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import InvalidRequest, TooLarge
+from app.request_body import parse_document
+from models.types import ModelSpec, Tensor
+from utils.kserve import DATATYPES, TensorError, check_raw, from_json
+
+BINARY_SIZE, BINARY, BINARY_ALL = "binary_data_size", "binary_data", "binary_data_output"
+SHARED_MEMORY = "shared_memory_region"
+WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's, by Content-Encoding
+MAX_DIMENSIONS = 32
+MAX_LENGTH = (1 << 63) - 1
+MAX_NAME = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    tensor: Tensor
+    raw: bytes | memoryview  # as the binary extension has it, wherever it came from
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    name: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """`parameters` are the client's for the server, without those that say in which form tensors travel."""
+
+    id: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    parameters: Mapping[str, Any]
+    binary_outputs: frozenset[str]  # those asked for in binary form …
+    others_binary: bool  # … and whether those of which nothing was said are
+
+    def wants_binary(self, output: str) -> bool:
+        return output in self.binary_outputs or (self.others_binary and not self._says(output))
+
+    def _says(self, output: str) -> bool:
+        return any(asked.name == output and BINARY in asked.parameters for asked in self.outputs)
+
+
+def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Raises InvalidRequest for what is not compressed so, TooLarge before more than `max_bytes` are there."""
+    bits = WINDOW_BITS.get(encoding)
+    if bits is None:
+        raise InvalidRequest(f"Content-Encoding {encoding[:40]!r} is not known here; gzip and deflate are.")
+    try:
+        unpacking = zlib.decompressobj(bits)
+        unpacked = unpacking.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"The body is not compressed as Content-Encoding {encoding} says: {error}.") from None
+    if len(unpacked) > max_bytes:
+        raise TooLarge(f"The request's body is larger than {max_bytes} bytes once unpacked (max_body_bytes).")
+    if not unpacking.eof:
+        raise InvalidRequest("The compressed body ends too early.")
+    return unpacked
+
+
+def parse(body: bytes, header_bytes: int | None) -> InferRequest:
+    """`header_bytes`: the length of the JSON at the body's beginning; None: all of it. Raises InvalidRequest."""
+    if header_bytes is not None and not 0 < header_bytes <= len(body):
+        raise InvalidRequest(f"Inference-Header-Content-Length is {header_bytes}, and the body has {len(body)} bytes.")
+    document = parse_document(body if header_bytes is None else body[:header_bytes])
+    behind = memoryview(body)[len(body) if header_bytes is None else header_bytes :]
+    parameters = _object(document, "parameters", "`parameters`")
+    outputs = tuple(_output(one, at) for at, one in enumerate(_list(document, "outputs")))
+    inputs, left = _inputs(_list(document, "inputs"), behind)
+    if left:
+        raise InvalidRequest(f"The body has {left} bytes behind its last tensor (see binary_data_size of the inputs).")
+    given_id = document.get("id", "")
+    if not isinstance(given_id, str) or len(given_id) > MAX_NAME:
+        raise InvalidRequest(f"`id` must be a string of at most {MAX_NAME} characters.", param="id")
+    return InferRequest(
+        id=given_id,
+        inputs=inputs,
+        outputs=outputs,
+        parameters={name: value for name, value in parameters.items() if name != BINARY_ALL},
+        binary_outputs=frozenset(output.name for output in outputs if output.parameters.get(BINARY) is True),
+        others_binary=parameters.get(BINARY_ALL) is True,
+    )
+
+
+def check(request: InferRequest, spec: ModelSpec) -> None:
+    """Whether names, datatypes and shapes are those that the model's server told. Raises InvalidRequest.
+
+    Which inputs may be left out it does not tell, so that missing ones are for it to refuse.
+    """
+    signature = spec.signature
+    if signature is None:
+        return
+    if signature.inputs:
+        known = {tensor.name: tensor for tensor in signature.inputs}
+        for at, given in enumerate(request.inputs):
+            _check_input(given.tensor, known, f"inputs[{at}]", spec.id)
+    if signature.outputs:
+        names = [tensor.name for tensor in signature.outputs]
+        for at, output in enumerate(request.outputs):
+            if output.name not in names:
+                where = f"outputs[{at}]"
+                raise InvalidRequest(
+                    f"`{where}`: '{spec.id}' has no output '{output.name}'; it gives {', '.join(names)}.", param=where
+                )
+
+
+def _check_input(given: Tensor, known: Mapping[str, Tensor], where: str, model_id: str) -> None:
+    tensor = known.get(given.name)
+    if tensor is None:
+        text = f"`{where}`: '{model_id}' has no input '{given.name}'; it takes {', '.join(known)}."
+        raise InvalidRequest(text, param=where)
+    name = f"`{where}` '{given.name}'"
+    if given.datatype != tensor.datatype:
+        text = f"{name}: datatype {given.datatype} is given, and '{model_id}' takes {tensor.datatype}."
+        raise InvalidRequest(text, param=f"{where}.datatype")
+    fits = len(given.shape) == len(tensor.shape) and all(
+        wanted in (-1, length) for wanted, length in zip(tensor.shape, given.shape, strict=True)
+    )
+    if not fits:
+        text = f"{name}: shape {list(given.shape)} is given, and '{model_id}' takes {list(tensor.shape)} (-1: any)."
+        raise InvalidRequest(text, param=f"{where}.shape")
+
+
+def _inputs(entries: Sequence[Any], behind: memoryview) -> tuple[tuple[Input, ...], int]:
+    """The inputs, and how many bytes of `behind` belong to none of them."""
+    inputs: dict[str, Input] = {}
+    at = 0
+    if not entries:
+        raise InvalidRequest("`inputs` is missing or empty; a list of tensors is needed.", param="inputs")
+    for index, entry in enumerate(entries):
+        where = f"inputs[{index}]"
+        tensor, parameters = _tensor(entry, where)
+        name = f"`{where}` '{tensor.name}'"
+        if tensor.name in inputs:
+            raise InvalidRequest(f"{name} is given twice.", param=where)
+        try:
+            size = parameters.pop(BINARY_SIZE, None)
+            if size is None:
+                raw: bytes | memoryview = _from_data(entry, tensor)
+            else:
+                raw = _slice(behind, at, size)
+                at += len(raw)
+                check_raw(tensor.datatype, tensor.shape, raw)
+        except TensorError as error:
+            raise InvalidRequest(f"{name} {error}.", param=where) from None
+        inputs[tensor.name] = Input(tensor, raw, parameters)
+    return tuple(inputs.values()), len(behind) - at
+
+
+def _from_data(entry: Mapping[str, Any], tensor: Tensor) -> bytes:
+    data = entry.get("data")
+    if not isinstance(data, list):
+        raise TensorError("has neither a list in `data` nor `binary_data_size` in its parameters")
+    return from_json(tensor.datatype, tensor.shape, data)
+
+
+def _slice(behind: memoryview, at: int, size: Any) -> memoryview:
+    if type(size) is not int or size < 0:
+        raise TensorError("has a `binary_data_size` that is no count of bytes")
+    if at + size > len(behind):
+        raise TensorError(f"should have {size} bytes behind the JSON, of which {len(behind) - at} are there")
+    return behind[at : at + size]
+
+
+def _tensor(entry: Any, where: str) -> tuple[Tensor, dict[str, Any]]:
+    name = _name(entry, where)
+    datatype, shape = entry.get("datatype"), entry.get("shape")
+    if datatype not in DATATYPES:
+        text = f"`{where}` '{name}': `datatype` must be one of {', '.join(DATATYPES)}."
+        raise InvalidRequest(text, param=f"{where}.datatype")
+    lengths_ok = isinstance(shape, list) and all(type(one) is int and 0 <= one <= MAX_LENGTH for one in shape)
+    if not lengths_ok or len(shape) > MAX_DIMENSIONS:
+        text = f"`{where}` '{name}': `shape` must be a list of at most {MAX_DIMENSIONS} lengths."
+        raise InvalidRequest(text, param=f"{where}.shape")
+    parameters = dict(_object(entry, "parameters", f"`{where}.parameters`"))
+    if SHARED_MEMORY in parameters:
+        text = f"`{where}` '{name}': shared memory does not reach the model's server from here; send the tensor itself."
+        raise InvalidRequest(text, param=f"{where}.parameters")
+    return Tensor(name, datatype, tuple(shape)), parameters
+
+
+def _output(entry: Any, at: int) -> Output:
+    where = f"outputs[{at}]"
+    output = Output(_name(entry, where), _object(entry, "parameters", f"`{where}.parameters`"))
+    if SHARED_MEMORY in output.parameters:
+        text = f"`{where}` '{output.name}': shared memory of the model's server does not reach you through here."
+        raise InvalidRequest(text, param=f"{where}.parameters")
+    return output
+
+
+def _name(entry: Any, where: str) -> str:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        raise InvalidRequest(f"`{where}` must be an object with a `name`.", param=where)
+    return name
+
+
+def _list(document: Mapping[str, Any], name: str) -> list[Any]:
+    found = document.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise InvalidRequest(f"`{name}` must be a list.", param=name)
+    return found
+
+
+def _object(holder: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    found = holder.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{where} must be an object.", param=where.strip("`"))
+    return found
