@@ -32,6 +32,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], NoDecode]
+EngineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # it becomes part of file names
 
 
 class ModelConfig(BaseModel):
@@ -169,9 +170,11 @@ class Settings(BaseSettings):
 
     # Models and engines
     models: dict[str, ModelConfig] = Field(default_factory=dict)
-    engines: dict[str, EngineConfig] = Field(default_factory=dict)
+    engines: dict[EngineName, EngineConfig] = Field(default_factory=dict)
     allow_install: bool = False
     """Lets engines that name `requirements` install them on first use, in an environment of their own."""
+    install_timeout_s: PositiveSeconds = 1800.0
+    """How long that may take."""
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -232,7 +235,10 @@ class Settings(BaseSettings):
 
     def declarations(self) -> dict[str, Declaration]:
         """What is configured of each engine besides its arguments, by name."""
-        return {name: config.declaration(allow_install=self.allow_install) for name, config in self.engines.items()}
+        return {
+            name: config.declaration(allow_install=self.allow_install, install_timeout_s=self.install_timeout_s)
+            for name, config in self.engines.items()
+        }
 
     def adapter_sources(self) -> dict[str, Configured]:
         """The adapters that are to be fetched, by id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -48,10 +49,12 @@ class EngineConfig(BaseModel):
     # Code of a package
     class_: str | None = Field(default=None, alias="class")
     """`package.module:Class`, imported in a process of its own when one of its models is first needed."""
+    path: str | None = None
+    """The folder that it is imported from, where it is not installed."""
     requirements: tuple[str, ...] = ()
     """As pip takes them: the engine runs in an environment of its own, made on first use (allow_install)."""
     python: str | None = None
-    """The interpreter for that environment; left out: ours."""
+    """The interpreter that runs it, or that its environment is made with; left out: ours."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -61,8 +64,8 @@ class EngineConfig(BaseModel):
             self._check_urls(self.kind)
         elif self.url or self.urls or self.models or self.prefix or self.api_key_env:
             raise ValueError("url, urls, models, prefix and api_key_env need `kind: openai` or `kind: triton`")
-        if not self.class_ and (self.requirements or self.python):
-            raise ValueError("requirements and python need `class: package.module:Class`")
+        if not self.class_ and (self.path or self.requirements or self.python):
+            raise ValueError("path, requirements and python need `class: package.module:Class`")
         return self
 
     def _check_urls(self, kind: str) -> None:
@@ -81,6 +84,20 @@ class EngineConfig(BaseModel):
             raise ValueError("write it like package.module:Class")
         return value
 
+    @field_validator("path", mode="after")
+    @classmethod
+    def _check_path(cls, value: str | None) -> str | None:
+        if value is not None and not os.path.isabs(value):
+            raise ValueError("write the whole path, from / on")
+        return value
+
+    @field_validator("requirements", mode="after")
+    @classmethod
+    def _check_requirements(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\n" in requirement or not requirement.strip() for requirement in value):
+            raise ValueError("write one requirement to each entry, as pip takes them")
+        return value
+
     @field_validator("api_key_env", mode="after")
     @classmethod
     def _check_variable(cls, value: str | None) -> str | None:
@@ -91,7 +108,7 @@ class EngineConfig(BaseModel):
     def _urls(self) -> tuple[str, ...]:
         return (self.url,) if self.url else self.urls
 
-    def declaration(self, *, allow_install: bool) -> Declaration:
+    def declaration(self, *, allow_install: bool, install_timeout_s: float) -> Declaration:
         return Declaration(
             kind=self.kind,
             urls=tuple(url.rstrip("/") for url in self._urls()),
@@ -101,7 +118,9 @@ class EngineConfig(BaseModel):
             breaker_failures=self.breaker_failures,
             breaker_open_s=self.breaker_open_s,
             class_path=self.class_,
+            path=self.path,
             requirements=self.requirements,
             python=self.python,
             install=allow_install,
+            install_timeout_s=install_timeout_s,
         )

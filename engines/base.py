@@ -90,9 +90,11 @@ class Declaration:
     breaker_failures: int = 5  # in a row, which open the circuit …
     breaker_open_s: float = 30.0  # … for so long
     class_path: str | None = None  # "package.module:Class"
+    path: str | None = None  # the folder that it is imported from; None: it is installed
     requirements: tuple[str, ...] = ()  # of an environment of its own
-    python: str | None = None  # the interpreter that its environment is made with
+    python: str | None = None  # the interpreter that runs it, or that its environment is made with
     install: bool = False  # whether it may be made at all (allow_install)
+    install_timeout_s: float = 1800.0  # how long that may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,10 @@ class SleepFailed(Exception):
 
 
 class EngineUnavailable(Exception):
-    """A server elsewhere that takes no request now; `message` says which, why, and what to do."""
+    """A server elsewhere that takes no request now, or an engine that cannot be prepared.
+
+    `message` says which, why, and what to do.
+    """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -264,6 +269,26 @@ class EngineFactory(Protocol):
 
     async def close(self) -> None:
         """Ends the launcher and everything that it started; returns when all are confirmed gone."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A factory may also have this: something that has to be made, once, before any of its engines can be loaded.
+
+    The device is not taken for it: others load and serve meanwhile.
+    """
+
+    def prepared(self, spec: ModelSpec) -> bool:
+        """Asked for each request: costs microseconds."""
+        ...
+
+    async def prepare(self, spec: ModelSpec) -> None:
+        """Returns once that is made. Raises EngineUnavailable. Any number may wait; cancelled, the making goes on."""
+        ...
+
+    def preparing(self, spec: ModelSpec) -> str:
+        """What is being made and how far it is, a phrase for those who wait."""
         ...
 
 

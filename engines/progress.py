@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ _VLLM_FIGURES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """How one kind of engine is asked: `GET path`, of which `steps` makes a number; `POST nudge_path`, for one step."""
+    """How one kind of engine is asked: `GET path`, of which `steps` makes a number; `POST nudge_path`, for one step.
+
+    One without `nudge_path` is never asked to do something.
+    """
 
     path: str
     steps: Callable[[bytes], float]
-    nudge_path: str
-    nudge_body: Mapping[str, Any]
+    nudge_path: str = ""
+    nudge_body: Mapping[str, Any] = field(default_factory=dict)
 
 
 def vllm_questions(model: str) -> Questions:
@@ -99,6 +102,8 @@ class Pulse:
 
     async def _nudge(self, questions: Questions) -> bool:
         """Whether it answered; what, does not matter."""
+        if not questions.nudge_path:
+            return False
         try:
             async with (
                 self._session(NUDGE_TIMEOUT_S) as session,

@@ -9,10 +9,12 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
 from engines.base import Declaration, EngineContext, EngineFactory
+from engines.lazy_factory import LazyFactory
 from models.types import Registered, Task
 
 GROUP = "roundhouse.engines"
 ARCHITECTURES = "roundhouse.architectures"
+IN_THE_BOX = frozenset({"vllm", "transformers"})
 SERVED_TASKS = tuple(task.value for task in Task if task not in (Task.ADAPTER, Task.UNSUPPORTED))
 # What the configuration can declare, by `kind`; imported only where something is declared so.
 KINDS = {
@@ -57,8 +59,9 @@ def create_factories(
 ) -> Engines:
     """A factory of each registered and each declared engine; one that fails is left out, with the reason.
 
-    Where two packages register the same name, the last one found wins, so that an installed engine can replace ours;
-    and what is declared goes before what is registered.
+    Of registered engines only those in the box (or in their place), and those that the configuration names, are
+    imported now; the others when a model first needs one. Where two packages register the same name, the last one found
+    wins, so that an installed engine can replace ours; and what is declared goes before what is registered.
     """
     factories: dict[str, EngineFactory] = {}
     errors: dict[str, str] = {}
@@ -70,9 +73,11 @@ def create_factories(
         except Exception as error:  # third-party code: whatever it raises must not keep the others from serving
             errors[name] = f"{type(error).__name__}: {error}"
 
+    declared = declared or {}
     for point in entry_points(group=GROUP):
-        add(point.name, partial(_from_entry_point, point))
-    for name, declaration in (declared or {}).items():
+        now = point.name in IN_THE_BOX or point.name in declared
+        add(point.name, partial(_from_entry_point if now else _when_needed, point))
+    for name, declaration in declared.items():
         kind = declaration.kind or ("class" if declaration.class_path else None)
         if kind is not None:
             add(name, partial(_from_module, KINDS[kind]))
@@ -82,6 +87,10 @@ def create_factories(
 def _from_entry_point(point: EntryPoint, context: EngineContext) -> EngineFactory:
     factory: EngineFactory = point.load()(context)
     return factory
+
+
+def _when_needed(point: EntryPoint, context: EngineContext) -> EngineFactory:
+    return LazyFactory(point.name, partial(_from_entry_point, point, context))
 
 
 def _from_module(module: str, context: EngineContext) -> EngineFactory:

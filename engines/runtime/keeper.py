@@ -255,7 +255,7 @@ def _be_engine(request: EngineRequest, run_engine: RunEngine, keeper_pid: int, p
         signal.pthread_sigmask(signal.SIG_UNBLOCK, KEEPER_SIGNALS)
         os.environ.update(request.env)
         _use_scratch(request.scratch)
-        run_engine(replace(request, notify=lambda: _say(pipe_fd, Event.READY)))
+        run_engine(replace(request, notify=lambda: _say(pipe_fd, Event.READY), notify_fd=pipe_fd))
         status = 0
     except SystemExit as exit_:
         status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

@@ -49,7 +49,7 @@ def _nobody() -> None:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One engine to start. All but `notify` travels as JSON; paths are strings for that reason.
+    """One engine to start. All but `notify` and `notify_fd` travels as JSON; paths are strings for that reason.
 
     `args` is read by the runtime module alone: a command line (list) or named values (mapping). `env` is set in the
     engine process before its runtime runs. `scratch`, if given, is a folder that does not exist yet: it is the engine's
@@ -68,13 +68,14 @@ class EngineRequest:
     vital: str = ""
     only_check: bool = False  # look whether it could be started, and end: with an error if not
     notify: Callable[[], None] = field(default=_nobody, compare=False, repr=False)
+    notify_fd: int = field(default=-1, compare=False, repr=False)  # the same, for a runtime that execs another program
 
     def ready(self) -> None:
         """The runtime calls this once, when its server accepts connections on `uds`."""
         self.notify()
 
     def to_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notify"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("notify")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EngineRequest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from models.discovery.folder import Folder, list_folder
@@ -27,14 +27,17 @@ class Found:
     note: str | None = None
 
 
-def walk(models_dir: str, boundary: Boundary) -> Iterator[Found]:
-    """Every model folder, in the order of names, those of Hugging Face caches last. Never raises."""
+def walk(models_dir: str, boundary: Boundary, expected: Container[str] = ()) -> Iterator[Found]:
+    """Every model folder, in the order of names, those of Hugging Face caches last. Never raises.
+
+    A folder whose id is among `expected` is a model, whatever is in it.
+    """
     caches: list[tuple[str, str]] = []
     for name, path in _subfolders(models_dir):
         if name.startswith(CACHE_PREFIX):
             caches.append((name, path))
         elif not name.startswith(_NOT_MODELS):
-            yield from _flat_or_nested(name, path, boundary, caches)
+            yield from _flat_or_nested(name, path, boundary, caches, expected)
     for name, path in caches:
         yield _from_cache(name, path, boundary)
 
@@ -50,9 +53,14 @@ def _subfolders(path: str) -> list[tuple[str, str]]:
     return found
 
 
-def _flat_or_nested(name: str, path: str, boundary: Boundary, caches: list[tuple[str, str]]) -> Iterator[Found]:
+def _flat_or_nested(
+    name: str, path: str, boundary: Boundary, caches: list[tuple[str, str]], expected: Container[str]
+) -> Iterator[Found]:
     folder = _open(name, path, boundary)
     if folder is None:
+        return
+    if name in expected:
+        yield Found(_checked_id(name, folder), folder)
         return
     if _is_model(folder) or not (folder.dirs or folder.refused_links):
         yield from _unless_unrelated(name, folder)
@@ -64,7 +72,9 @@ def _flat_or_nested(name: str, path: str, boundary: Boundary, caches: list[tuple
             caches.append((child, f"{path}/{child}"))
         elif not child.startswith(_NOT_MODELS):
             below = _open(f"{name}/{child}", f"{path}/{child}", boundary)
-            if below is not None:
+            if below is not None and f"{name}/{child}" in expected:
+                yield Found(_checked_id(f"{name}/{child}", below), below)
+            elif below is not None:
                 yield from _unless_unrelated(f"{name}/{child}", below)
 
 

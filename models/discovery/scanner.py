@@ -85,7 +85,8 @@ class Scanner:
         unsettled: set[str] = set()
         now_ns = time.time_ns()
         candidates: list[ModelSpec] = []
-        for found in walk(root, Boundary(root)):
+        expected = {model_id for model_id, given in overrides.items() if _reads_anything(given, self._registered)}
+        for found in walk(root, Boundary(root), expected):
             one = self._judge(found, overrides.get(found.id, _DEFAULTS))
             judged[found.folder.path] = one
             spec = one.spec
@@ -158,6 +159,8 @@ def judge(
 ) -> ModelSpec:
     """The verdict on one folder. `sizes` remembers what safetensors headers said."""
     findings = _Findings(found)
+    if _reads_anything(overrides, registered):
+        return _judge_files(found, overrides, findings, sizes)
     documents = Documents(found.folder)
     verdict: Verdict | None = None
     if found.folder.files or not found.folder.refusals:
@@ -176,6 +179,26 @@ def judge(
     findings.reasons[:0] = verdict.reasons
     total_bytes = _check_all(verdict, documents, overrides, findings, sizes)
     return _spec(found, overrides, verdict, documents, findings, total_bytes)
+
+
+def _reads_anything(overrides: ModelOverrides, registered: Mapping[str, Registered]) -> bool:
+    """Whether the configuration gives the model to an engine of which nothing says that it reads published folders."""
+    known = {*ENGINES.values(), *(entry.engine for entry in registered.values())}
+    return overrides.engine is not None and overrides.task is not None and overrides.engine not in known
+
+
+def _judge_files(found: Found, overrides: ModelOverrides, findings: _Findings, sizes: weights.SizeCache) -> ModelSpec:
+    """What lies in the folder is its engine's affair, but for what is unsafe or half-copied."""
+    assert overrides.task is not None
+    assert overrides.engine is not None
+    folder = found.folder
+    findings.reasons += [f"configuration: task {overrides.task.value}", f"configuration: engine {overrides.engine}"]
+    if any(name.endswith((".safetensors", *weights.PICKLE_SUFFIXES)) for name in folder.names()):
+        inspected = weights.inspect(folder, allow_pickle=overrides.allow_pickle, sizes=sizes)
+        findings.refusals.extend(inspected.refusals)
+        findings.gaps.extend(inspected.gaps)
+    total_bytes = sum(entry.size_bytes for entry in folder.files.values())
+    return _spec(found, overrides, Verdict(overrides.task), Documents(folder), findings, total_bytes)
 
 
 def _without_config(folder: Folder, findings: _Findings, overrides: ModelOverrides) -> Verdict:

@@ -16,7 +16,7 @@ _NAMES_SHOWN = 3
 
 _END_OFFSET = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d+)\s*\]')
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors$")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLES_OF_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "trainer_state")
 _OTHER_FRAMEWORKS = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".mlmodel", ".npz")
 
@@ -178,7 +178,7 @@ def _expected_bytes(fd: int, shown: str, actual: int) -> int:
 
 
 def _is_pickle(name: str) -> bool:
-    return name.endswith(_PICKLE_SUFFIXES) and not name.startswith(_PICKLES_OF_TRAINING)
+    return name.endswith(PICKLE_SUFFIXES) and not name.startswith(_PICKLES_OF_TRAINING)
 
 
 def _takes_pickle(names: list[str], stem: str | None) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.routes import ROUTES
-from engines.base import EngineStartError
+from engines.base import Declaration, EngineStartError
 from engines.registry import create_factories
 from models.types import State
 from tests.app.fake_engine import context_in
@@ -182,7 +182,8 @@ def test_an_engine_that_cannot_be_imported_is_left_out_with_the_reason(
         EntryPoint("broken", "tests.app.fake_engine:not_there", "roundhouse.engines"),
     ]
     monkeypatch.setattr("engines.registry.entry_points", lambda group: points)
-    engines = create_factories(lambda _name: context_in(tmp_path))
+    declared = {point.name: Declaration() for point in points}
+    engines = create_factories(lambda _name: context_in(tmp_path), declared)
     assert list(engines.factories) == ["good"]
     assert "not_there" in engines.errors["broken"]
     assert "No module named 'no_such_package'" in engines.errors["gone"]

@@ -106,6 +106,31 @@ def test_what_a_folder_is_made_of_goes_before_a_registered_architecture(tmp_path
     assert (spec.task, spec.engine) == (Task.EMBED, "transformers")
 
 
+OWN = ModelOverrides(engine="mine", task=Task.CHAT)
+
+
+@pytest.mark.parametrize("model_id", ["flat", "a/nested"])
+def test_a_model_that_the_configuration_gives_to_an_engine_of_its_own_may_consist_of_anything(
+    tmp_path: Path, model_id: str
+) -> None:
+    build(tmp_path, Row(model_id, {"weights.onnx": 5000, "config.json": "not for us"}, Task.CHAT))
+    build(tmp_path, Row("b/empty", {}, Task.CHAT))
+    specs = {spec.id: spec for spec in scan(tmp_path, {model_id: OWN, "b/empty": OWN})}
+    assert {spec.availability for spec in specs.values()} == {Availability.AVAILABLE}
+    assert (specs[model_id].task, specs[model_id].engine) == (Task.CHAT, "mine")
+    assert specs[model_id].weights_bytes > 5000  # its other file counts, too
+    assert specs.keys() == {model_id, "b/empty"}
+
+
+def test_what_is_unsafe_or_half_copied_is_so_for_engines_of_ones_own_too(tmp_path: Path) -> None:
+    build(tmp_path, Row("a/pickled", {"net.pt": 100}, Task.CHAT))
+    build(tmp_path, Row("a/under-way", {"net.onnx": 100, "more.onnx.part": 100}, Task.CHAT))
+    pickled, under_way = scan(tmp_path, {"a/pickled": OWN, "a/under-way": OWN})
+    assert pickled.availability is Availability.UNUSABLE
+    assert "allow_pickle: true" in " ".join(pickled.reasons)
+    assert under_way.availability is Availability.INCOMPLETE
+
+
 def test_a_task_that_nothing_serves_stays_refused_when_configured(tmp_path: Path) -> None:
     build(tmp_path, Row("a/b", published_chat.chat("Qwen3ForCausalLM", "qwen3"), Task.CHAT))
     [spec] = scan(tmp_path, {"a/b": ModelOverrides(task=Task.UNSUPPORTED)})
