@@ -28,7 +28,7 @@ def pins(name: str) -> dict[str, str]:
 
 def asked_for(name: str) -> set[str]:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return {re.split(r"[=<>~!]", line)[0].lower() for line in lines if line and not line.startswith(("#", "-"))}
+    return {re.split(r"[\[=<>~!]", line)[0].lower() for line in lines if line and not line.startswith(("#", "-"))}
 
 
 # -- the pinned lists ------------------------------------------------------------------------------------------------
