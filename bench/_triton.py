@@ -1,0 +1,88 @@
+"""Triton itself, the server that KServe V2 was made with: the program that nvidia-pytriton brings, and Python models.
+
+pytriton's own way to bind functions is not used: its helper process does not start with every Python.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench._servers import LOOPBACK, STOP_TIMEOUT_S, Server, free_port, spawn
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "bench" / "triton-requirements.txt"
+MODELS = ROOT / "bench" / "triton_models"
+HOME = ROOT / "build" / "triton"
+STAMP = HOME / "made-from.txt"  # the requirements that it was made from, written last
+LIBRARIES = HOME / "nvidia_pytriton.libs"
+TRITON = HOME / "pytriton" / "tritonserver"
+STUB = "triton_python_backend_stub"  # the process that runs a Python model; there is one for each version of Python
+START_TIMEOUT_S = 60.0
+
+
+def install() -> Path:
+    """The server's folder. Made on the first call, and anew where the requirements changed; takes a few seconds."""
+    HOME.parent.mkdir(exist_ok=True)
+    with HOME.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = REQUIREMENTS.read_text() + sys.version
+        if not STAMP.is_file() or STAMP.read_text() != wanted:
+            shutil.rmtree(HOME, ignore_errors=True)
+            command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(HOME)]
+            command += ["--python", sys.executable, "--requirement", str(REQUIREMENTS)]
+            subprocess.run(command, check=True)
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            shutil.copy(TRITON / "python_backend_stubs" / version / STUB, TRITON / "backends" / "python" / STUB)
+            STAMP.write_text(wanted)
+    return TRITON
+
+
+@dataclass
+class Triton:
+    """A running one, with `http` and `grpc` as `kind: triton` takes them."""
+
+    server: Server
+    http: str
+    grpc: str
+
+    def kill(self) -> None:
+        """As a machine that loses its power."""
+        self.server.process.kill()
+        self.server.process.wait(STOP_TIMEOUT_S)
+
+
+@contextmanager
+def triton(
+    scratch: Path, *, models: Path = MODELS, http_port: int | None = None, grpc_port: int | None = None
+) -> Iterator[Triton]:
+    """With all models in `models`; the ports, where given, are those of one that has gone."""
+    http_port, grpc_port = http_port or free_port(), grpc_port or free_port()
+    shared = f"triton_{os.getpid()}_{http_port}_"
+    command = [str(install() / "bin" / "tritonserver"), f"--model-repository={models}", "--allow-metrics=false"]
+    command += [
+        f"--backend-directory={TRITON / 'backends'}",
+        f"--backend-config=python,shm-region-prefix-name={shared}",
+    ]
+    command += [f"--http-address={LOOPBACK}", f"--http-port={http_port}"]
+    command += [f"--grpc-address={LOOPBACK}", f"--grpc-port={grpc_port}", "--exit-timeout-secs=5"]
+    libraries = [str(LIBRARIES), sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
+    env = os.environ | {"LD_LIBRARY_PATH": ":".join(filter(None, libraries)), "PYTHONDONTWRITEBYTECODE": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # by which the models' Python finds its packages
+    server = spawn(command, env, scratch / f"triton-{http_port}.log", http_port)
+    running = Triton(server, server.url, f"grpc://{LOOPBACK}:{grpc_port}")
+    try:
+        server.wait_until("/v2/health/ready", START_TIMEOUT_S)
+        yield running
+    finally:
+        server.stop()
+        for left in Path("/dev/shm").glob(f"{shared}*"):  # of one that was killed
+            left.unlink(missing_ok=True)
