@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from models.fetching import store as stores
 from models.fetching.address import Address
 from models.fetching.storage import FetchFailed, Storage
 from models.fetching.store import Progress, Store
-from tests.models.s3_server import BUCKET, S3, running
+from tests.models.s3_server import BUCKET, S3
 
 CONFIG = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/chatty", "r": 8}).encode()
 MAX_BYTES = 32 << 20
@@ -32,16 +31,10 @@ def weights(size_bytes: int = 4000, fill: bytes = b"\1") -> bytes:
     return struct.pack("<Q", len(header)) + header + fill * size_bytes
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    with running() as s3:
-        yield s3
-
-
 @pytest.fixture
-def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    server.use(monkeypatch)
-    return server
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    s3_server.use(monkeypatch)
+    return s3_server
 
 
 class Adapter(NamedTuple):
