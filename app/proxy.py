@@ -144,9 +144,10 @@ class DataPlane:
                 logger.warning("{}: the engine of {} gave no answer: {}", exchange.request_id, spec.id, error)
                 if attempt == ATTEMPTS:
                     raise (error.told or _ended_before(spec)) from None
+                if error.told is None:  # of servers elsewhere another may have it, at once
+                    await asyncio.sleep(RETRY_PAUSE_S)
             except TimeoutError:
                 raise self._waited_too_long(spec, self._state.settings.wait_timeout_s) from None
-            await asyncio.sleep(RETRY_PAUSE_S)
 
     def _waited_too_long(self, spec: ModelSpec, limit_s: float) -> Busy:
         text = f"The model '{spec.id}' was not ready within {limit_s:g} s (wait_timeout_s)"

@@ -6,11 +6,14 @@ call through when half open, and know no request that ended without saying anyth
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from engines.base import Outcome
+
+SHAKEN_S = 1.0
 
 Clock = Callable[[], float]
 
@@ -38,6 +41,12 @@ class Breaker:
         self.running = 0
         self.failures = 0  # in a row
         self.last_error = ""
+        self._failed_s = -math.inf
+
+    @property
+    def shaken(self) -> bool:
+        """It failed a moment ago: others go first, so that what is sent again does not come back to it."""
+        return self._clock() - self._failed_s < SHAKEN_S
 
     @property
     def state(self) -> CircuitState:
@@ -87,6 +96,7 @@ class Breaker:
             return
         if outcome is Outcome.FAILED:
             self.failures += 1
+            self._failed_s = self._clock()
             self.last_error = why
             if self._trial is request or self.failures >= self._max_failures:
                 self._open()
@@ -129,11 +139,11 @@ class _Request:
 def choose(breakers: Sequence[Breaker]) -> int | None:
     """The index of that server to which the next request goes; None where none takes any.
 
-    One whose trial is due gets it: as long as others answer it would never come back otherwise. Else that closed one
-    with the fewest running requests.
+    One whose trial is due gets it: as long as others answer it would never come back otherwise. Else of the closed
+    ones, and of those first that have not just failed, the one with the fewest running requests.
     """
     for index, breaker in enumerate(breakers):
         if breaker.state is CircuitState.HALF_OPEN and breaker.admits():
             return index
     closed = [index for index, breaker in enumerate(breakers) if breaker.state is CircuitState.CLOSED]
-    return min(closed, key=lambda index: breakers[index].running, default=None)
+    return min(closed, key=lambda index: (breakers[index].shaken, breakers[index].running), default=None)

@@ -100,8 +100,9 @@ class Elsewhere:
         await writer.drain()
         if self.endless:
             await asyncio.Event().wait()
-        if b"content-length" not in self.answer.partition(b"\r\n\r\n")[0].lower():
-            raise ConnectionError  # its end is that of the connection
+        head_sent, _, body_sent = self.answer.partition(b"\r\n\r\n")
+        if b"content-length: %d\r" % len(body_sent) not in head_sent + b"\r":
+            raise ConnectionError  # its end is that of the connection, or it has none
 
     def _list(self) -> bytes:
         if isinstance(self.models, bytes):

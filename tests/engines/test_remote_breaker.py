@@ -136,6 +136,16 @@ def test_the_closed_one_with_the_fewest_requests_is_chosen_but_a_trial_that_is_d
     assert choose([broken]) is None
 
 
+def test_one_that_failed_a_moment_ago_is_chosen_last(clock: Clock) -> None:
+    shaken, busy = Breaker(3, OPEN_S, clock), Breaker(3, OPEN_S, clock)
+    use(shaken, Outcome.FAILED)
+    busy.request().begin()
+    assert choose([shaken, busy]) == 1
+    assert choose([shaken]) == 0
+    clock.now_s += 1
+    assert choose([shaken, busy]) == 0
+
+
 def servers(clock: Clock, count: int = 1) -> Servers:
     urls = tuple(f"http://gpu{number}:8000/v1" for number in range(count))
     return Servers("box", Declaration(kind="openai", urls=urls, breaker_failures=3, breaker_open_s=OPEN_S), clock)
