@@ -1,8 +1,8 @@
 """vLLM in a launcher: what to import before the fork, and vLLM's own OpenAI server after it, unmodified.
 
 What is changed in vLLM stands in functions of their own: `keep_forking_on_cpu`, which changes what it does;
-`announce_when_accepting`, `import_architectures` and `register_cpu_kernels_once`, which change when. All touch only
-this process and those forked from it.
+`announce_when_accepting`, `import_architectures` and `register_cpu_kernels_once`, which change when; and
+`leave_base_tokens_alone` of vllm_lora_cpu, which mends it. All touch only this process and those forked from it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.runtime.protocol import EngineRequest
+from engines.runtime.vllm_lora_cpu import leave_base_tokens_alone
 
 START_METHOD_VARIABLE = "VLLM_WORKER_MULTIPROC_METHOD"
 
@@ -91,6 +92,8 @@ def preload() -> None:
     # Each of vLLM's processes does this once, and not again where it was done before the fork.
     importlib.import_module("vllm.plugins").load_general_plugins()
     register_cpu_kernels_once()
+    if current_platform.is_cpu():
+        leave_base_tokens_alone()
 
 
 def cuda_initialized() -> bool:
@@ -140,7 +143,10 @@ def check(args: Any) -> None:
     from vllm.tool_parsers import ToolParserManager
 
     tools, reasoning = args.tool_call_parser, args.structured_outputs_config.reasoning_parser
-    for kind, name, manager in (("tool call", tools, ToolParserManager), ("reasoning", reasoning, ReasoningParserManager)):
+    for kind, name, manager in (
+        ("tool call", tools, ToolParserManager),
+        ("reasoning", reasoning, ReasoningParserManager),
+    ):
         known: list[str] = manager.list_registered()
         if name and name not in known:
             raise ValueError(f"invalid {kind} parser: {name} (chose from {', '.join(sorted(known))})")
