@@ -7,7 +7,7 @@ import logging
 from collections.abc import Container
 
 from engines.base import AdapterRefused, TakesAdapters
-from models.runner import Resident
+from models.runner import AdapterUse, Resident
 from models.types import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,9 @@ async def ensure(resident: Resident, adapter: ModelSpec) -> bool:
     async with resident.adapter_locks.setdefault(adapter.id, asyncio.Lock()):
         if resident.made_for(adapter):
             return True
+        # Whatever of it still runs has its old content: two of one name at a time would end vLLM's engine.
+        if (use := resident.adapter_uses.get(adapter.id)) is not None:
+            await use.idle.wait()
         known = resident.refused_adapters.get(adapter.id)
         if known is not None and known[0] == adapter.fingerprint:
             raise AdapterRefused(known[1])
@@ -41,13 +44,27 @@ async def ensure(resident: Resident, adapter: ModelSpec) -> bool:
         return True
 
 
-async def remove_gone(resident: Resident, known: Container[str]) -> None:
-    """Takes out every adapter that is not among `known`."""
+def in_use(resident: Resident, spec: ModelSpec) -> AdapterUse | None:
+    """A request for `spec` begins, which is to end it; None for the base itself, which needs no counting."""
+    if spec.id == resident.spec.id:
+        return None
+    use = resident.adapter_uses.setdefault(spec.id, AdapterUse())
+    use.begin()
+    return use
+
+
+async def remove(resident: Resident, adapter_id: str) -> None:
+    """Takes an adapter out, whose running answers go on. One that is not in is no fault."""
     engine = resident.engine
     if not isinstance(engine, TakesAdapters):
         return
+    async with resident.adapter_locks.setdefault(adapter_id, asyncio.Lock()):
+        resident.adapters.pop(adapter_id, None)
+        await engine.remove_adapter(adapter_id)
+    log.info("%s: adapter %s is out", resident.spec.id, adapter_id)
+
+
+async def remove_gone(resident: Resident, known: Container[str]) -> None:
+    """Takes out every adapter that is not among `known`."""
     for adapter_id in [adapter_id for adapter_id in resident.adapters if adapter_id not in known]:
-        async with resident.adapter_locks.setdefault(adapter_id, asyncio.Lock()):
-            resident.adapters.pop(adapter_id, None)
-            await engine.remove_adapter(adapter_id)
-        log.info("%s: adapter %s is out", resident.spec.id, adapter_id)
+        await remove(resident, adapter_id)

@@ -12,8 +12,9 @@ from engines.base import AdapterRefused, Endpoint, EngineUnavailable, Outcome
 from models import adapters
 from models.dispatcher import Dispatcher
 from models.errors import EngineGone, ModelUnusable, Unavailable
+from models.preparations import Preparations
 from models.roster import Roster
-from models.runner import Resident, Runner
+from models.runner import AdapterUse, Resident, Runner
 from models.types import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Lease:
     served_name: str
     outcome: Outcome = Outcome.ABANDONED
     why: str = ""  # of a failure
+    adapter_use: AdapterUse | None = None  # of the adapter that `spec` is
 
     def answers(self) -> None:
         """The engine has begun to answer, with a status below 500."""
@@ -80,11 +82,12 @@ class LeaseContext:
 class Leases:
     """Those given out and not yet back. Only the manager makes one."""
 
-    def __init__(self, roster: Roster, runner: Runner, loop: Dispatcher, ask: Ask) -> None:
+    def __init__(self, roster: Roster, runner: Runner, loop: Dispatcher, ask: Ask, preparations: Preparations) -> None:
         self._roster = roster
         self._runner = runner
         self._loop = loop
         self._ask = ask
+        self._preparations = preparations
         self.count = 0
 
     async def acquire(self, spec: ModelSpec) -> tuple[int, Lease]:
@@ -92,6 +95,9 @@ class Leases:
         for _ in range(TRIES):
             spec = self._roster.current(spec)
             base = self._roster.base(spec)
+            if self._preparations.needed(base):
+                await self._preparations.make(base)
+                continue
             ticket = self._loop.tickets.next()
             future = self._ask(ticket, base)
             if future is not None:
@@ -112,6 +118,8 @@ class Leases:
         self.count -= 1
         if lease.endpoint.watcher is not None:
             lease.endpoint.watcher.end(lease.outcome, lease.why)
+        if lease.adapter_use is not None:
+            lease.adapter_use.end()
         self._loop.give_back(ticket, served=served)
 
     async def ended(self, limit_s: float) -> None:
@@ -129,13 +137,13 @@ class Leases:
         if endpoint.watcher is not None:
             endpoint.watcher.begin()
         self.count += 1
-        return Lease(endpoint, spec, endpoint.model or spec.id)
+        return Lease(endpoint, spec, endpoint.model or spec.id, adapter_use=adapters.in_use(resident, spec))
 
     async def _put_in(self, resident: Resident, adapter: ModelSpec) -> bool:
         """Whether the engine serves `adapter` now; if not, it is to be asked for again. Raises ModelUnusable."""
         base_id = resident.spec.id
         try:
-            there = await adapters.ensure(resident, adapter)
+            there = await adapters.ensure(resident, self._roster.current(adapter))
         except AdapterRefused as refusal:
             if not refusal.reload:
                 text = f"The adapter '{adapter.id}' cannot be loaded into '{base_id}': {refusal.message}"

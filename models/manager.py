@@ -28,6 +28,7 @@ from models.footprints import FootprintStore
 from models.leases import Lease, LeaseContext, Leases
 from models.measuring import Measurer
 from models.preloads import Preloads
+from models.preparations import Preparations
 from models.probing import Prober
 from models.readahead import ReadAhead
 from models.reporting import Reporter
@@ -79,16 +80,17 @@ class ModelManager:
         self._footprints = FootprintStore(state_dir / "footprints.json")
         self._roster = Roster(catalog, self.servable, self._footprints)
         self._runner = Runner(self)
-        self._leases = Leases(self._roster, self._runner, self._loop, self._ask)
+        self._preparations = Preparations(factories)
+        self._leases = Leases(self._roster, self._runner, self._loop, self._ask, self._preparations)
         self._watchdog = Watchdog(lambda: self.scheduler.stuck(clock()), self._loop.tick, clock)
         self._measurer = Measurer(self._runner, lambda: self.scheduler, clock)
         self._prober = Prober(self.residents, self.hung, hang_timeout_s, clock=clock)
         self._read_ahead = ReadAhead()
-        self._preloads = Preloads(preload, self._roster, self._loop)
         self._clock = clock
         self._measured_bytes: dict[str, int] = {}
         self._unload_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._background = Background()
+        self._preloads = Preloads(preload, self._roster, self._loop, self._preparations, self._background.spawn)
         self._faults = 0  # of the scheduler
         self._started = self._closing = False
         catalog.subscribe(self.refresh)
@@ -114,6 +116,7 @@ class ModelManager:
         """Refuses new leases, waits up to `drain_s` for running answers, ends every engine and every launcher."""
         self._closing = True
         self._loop.refuse_all()
+        self._preparations.close()
         await self._leases.ended(drain_s)
         self._loop.stop_timer()
         for model_id in list(self._unload_waiters):
@@ -137,6 +140,8 @@ class ModelManager:
             elif before is not None and must_reload(before, spec):
                 log.info("%s has changed: it will be loaded anew", spec.id)
                 self._loop.feed(self.scheduler.on_changed, spec.id)
+        for model_id in self._roster.readapted:
+            self._configure(model_id)  # it is started with room for them
         self._remove_adapters()
         if self._roster.moving:
             self._background.spawn(self._await_moved())
@@ -165,6 +170,11 @@ class ModelManager:
         if wait and spec is not base:
             async with self.lease(spec):  # an adapter is put in by its first request
                 return self.status(base.id)
+        if self._preparations.needed(base):
+            if not wait:
+                self._preloads.load(base)
+                return self.status(base.id)
+            await self._preparations.make(base)
         ticket = self._loop.tickets.next()
         future = self._ask(ticket, base, holds=False)
         if future is not None and (wait or future.done()):
@@ -176,11 +186,18 @@ class ModelManager:
         return self.status(base.id)
 
     async def unload(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
-        """Takes a model off the device after its running answers; with `wait`, returns when it is confirmed gone."""
+        """Takes a model off the device after its running answers; with `wait`, returns when it is confirmed gone.
+
+        An adapter is taken out of its base, which stays.
+        """
         self._loop.check_open()
         base = self._roster.base(spec)
         if self.servable.is_remote(base):
             raise ModelUnusable(f"'{base.id}' is served elsewhere, by {base.engine}: there is nothing to unload here.")
+        if spec.id != base.id:
+            if (resident := self._runner.get(base.id)) is not None:
+                await adapters.remove(resident, spec.id)
+            return self.status(base.id)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unload_waiters.setdefault(base.id, []).append(gone)
         self._loop.feed(self.scheduler.on_unload_asked, base.id)
@@ -197,7 +214,9 @@ class ModelManager:
         spec = self._roster.get(model_id)
         if spec is None or model_id not in self.scheduler.entries:
             raise UnknownModel(f"The model '{model_id}' does not exist or cannot be served.", param="model")
-        return model_status(self.scheduler, spec, self._measured_bytes.get(model_id), self._clock())
+        resident = self._runner.get(model_id)
+        served = tuple(sorted(resident.adapters)) if resident is not None else ()
+        return model_status(self.scheduler, spec, self._measured_bytes.get(model_id), served, self._clock())
 
     def statuses(self) -> list[ModelStatus]:
         """Every model that has an engine of its own, sorted by id."""
@@ -209,6 +228,10 @@ class ModelManager:
     def forecast(self, spec: ModelSpec) -> Forecast:
         """What would happen if a request for `spec` came now, and why. Raises as `check` does."""
         return self.scheduler.forecast(self._roster.base(spec).id, self._clock())
+
+    def preparing(self, spec: ModelSpec) -> str | None:
+        """What is being made before `spec` can be loaded at all; None where nothing has to be."""
+        return self._preparations.what(self._roster.base(spec))
 
     def expected_wait_s(self, model_id: str) -> float:
         """How long a request for this model, which has an engine of its own, would wait if it came now."""

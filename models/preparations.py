@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from engines.base import EngineFactory, EngineUnavailable, Prepares
-from models.errors import Unavailable
+from engines.base import EngineFactory, EngineStartError, EngineUnavailable, Prepares
+from models.errors import ModelUnusable, Unavailable
 from models.scheduling.refusals import shutting_down
 from models.types import ModelSpec
 
@@ -28,7 +28,7 @@ class Preparations:
         return self._factories[spec.engine].preparing(spec) if self.needed(spec) else None
 
     async def make(self, spec: ModelSpec) -> None:
-        """Returns once engines for `spec` can be loaded. Raises Unavailable and ShuttingDown."""
+        """Returns once engines for `spec` can be loaded. Raises Unavailable, ModelUnusable and ShuttingDown."""
         if self._closed:
             raise shutting_down()
         making = asyncio.ensure_future(self._factories[spec.engine].prepare(spec))
@@ -37,6 +37,9 @@ class Preparations:
             await making
         except EngineUnavailable as error:
             raise Unavailable(error.message, retry_after_s=error.retry_after_s) from None
+        except EngineStartError as error:
+            text = f"The model '{spec.id}' cannot be started as it is configured: {error.message}."
+            raise ModelUnusable(text, param="model") from None
         except asyncio.CancelledError:
             if self._closed and making.cancelled():
                 raise shutting_down() from None

@@ -21,6 +21,8 @@ class Roster:
         self._footprints = footprints
         self._specs: dict[str, ModelSpec] = {}
         self.moving: set[str] = set()
+        self.readapted: set[str] = set()  # ids of those whose adapters the last `renew` found to be others
+        self._adapters: dict[str, dict[str, str]] = {}  # by base: id → fingerprint
         self.accepted: dict[str, ModelSpec] = {}  # these, and the adapters that can be served
 
     def __getitem__(self, model_id: str) -> ModelSpec:
@@ -41,11 +43,20 @@ class Roster:
         """
         self.accepted = {spec.id: spec for spec in self._catalog.specs() if self._servable.refusal(spec) is None}
         specs = {model_id: spec for model_id, spec in self.accepted.items() if spec.task is not Task.ADAPTER}
+        self._renew_adapters()
         before = self._specs
         self.moving = {spec.id for spec in specs.values() if self._moves(before.get(spec.id), spec, present)}
         self._specs = specs = {model_id: spec for model_id, spec in specs.items() if model_id not in self.moving}
         changed = [(before.get(spec.id), spec) for spec in specs.values() if before.get(spec.id) != spec]
         return sorted(before.keys() - specs.keys()), changed
+
+    def _renew_adapters(self) -> None:
+        before, self._adapters = self._adapters, {}
+        for spec in self.accepted.values():
+            if spec.task is Task.ADAPTER:
+                self._adapters.setdefault(self._catalog.base_of(spec).id, {})[spec.id] = spec.fingerprint
+        bases = before.keys() | self._adapters.keys()
+        self.readapted = {base for base in bases if before.get(base) != self._adapters.get(base)}
 
     def _moves(self, before: ModelSpec | None, spec: ModelSpec, present: Container[str]) -> bool:
         if before is None:

@@ -20,8 +20,10 @@ def memory_status(scheduler: Scheduler) -> MemoryStatus:
     return MemoryStatus(scheduler.ledger.budget_bytes, scheduler.ledger.charged_bytes)
 
 
-def model_status(scheduler: Scheduler, spec: ModelSpec, memory_bytes: int | None, now: float) -> ModelStatus:
-    """`memory_bytes` is what its engine was measured to take."""
+def model_status(
+    scheduler: Scheduler, spec: ModelSpec, memory_bytes: int | None, adapters: tuple[str, ...], now: float
+) -> ModelStatus:
+    """`memory_bytes` is what its engine was measured to take, `adapters` are in it."""
     entry = scheduler.entries[spec.id]
     keep_alive_s = entry.limits.keep_alive_s
     return ModelStatus(
@@ -44,5 +46,6 @@ def model_status(scheduler: Scheduler, spec: ModelSpec, memory_bytes: int | None
         answered_s_ago=None if entry.answered_s is None else now - entry.answered_s,
         wake_s=entry.wake_s,
         host_bytes=entry.host_bytes,
+        adapters=adapters,
         expected_s=scheduler.predicted_wait_s(spec.id, now) if entry.waiting else None,
     )

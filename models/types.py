@@ -187,3 +187,4 @@ class ModelStatus:
     wake_s: float | None = None  # of the last wake
     host_bytes: int = 0  # host memory taken while asleep
     expected_s: float | None = None  # until it is ready, while somebody waits for it
+    adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that are in its engine

@@ -63,6 +63,16 @@ def _status_of(spec: ModelSpec, statuses: dict[str, ModelStatus], state: AppStat
         return None
 
 
+def _parent(spec: ModelSpec, state: AppState) -> str | None:
+    """The id of an adapter's base, or as the adapter names it where there is none here."""
+    if spec.task is not Task.ADAPTER:
+        return spec.parent
+    try:
+        return state.manager.catalog.base_of(spec).id
+    except UnknownModel:
+        return spec.parent
+
+
 def _entry(spec: ModelSpec, status: ModelStatus | None, state: AppState) -> dict[str, Any]:
     return model_object(
         spec.id,
@@ -71,7 +81,7 @@ def _entry(spec: ModelSpec, status: ModelStatus | None, state: AppState) -> dict
         state=status.state if status else None,
         availability=spec.availability,
         aliases=list(spec.aliases),
-        parent=spec.parent,
+        parent=_parent(spec, state),
         max_model_len=spec.overrides.max_model_len or spec.max_model_len,
         served_elsewhere=state.manager.servable.is_remote(spec),
     )

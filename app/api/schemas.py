@@ -191,6 +191,7 @@ class ModelState(BaseModel):
     wake_s: float | None = Field(description="Of the last wake.")
     host_bytes: int = Field(description="Host memory that it takes while asleep.")
     expected_s: float | None = Field(description="Until it is ready, while somebody waits for it.")
+    adapters: list[str] = Field(description="LoRA adapters that are in its engine now.")
 
 
 class ModelEviction(BaseModel):
