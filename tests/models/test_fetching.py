@@ -192,19 +192,19 @@ def test_bytes_that_changed_on_the_way_are_refused(store: Store, adapter: Adapte
     assert store.present(adapter.address) is None
 
 
-def test_an_adapter_that_is_replaced_while_it_is_fetched_is_of_one_time(store: Store, adapter: Adapter) -> None:
-    newer = weights(fill=b"\7")
+@pytest.mark.parametrize("replaced", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_that_is_replaced_while_it_is_fetched_is_of_one_time(
+    store: Store, adapter: Adapter, replaced: str
+) -> None:
+    content = {"adapter_config.json": CONFIG + b"\n", "adapter_model.safetensors": weights(fill=b"\7")}[replaced]
 
     def replace(path: str) -> None:
-        if path.endswith("adapter_model.safetensors"):
+        if path.endswith("adapter_model.safetensors"):  # the configuration is here already
             adapter.s3.before_get = None
-            adapter.put("adapter_model.safetensors", newer)
-            adapter.put("adapter_config.json", CONFIG + b"\n")
+            adapter.put(replaced, content)
 
     adapter.s3.before_get = replace
-    folder = fetch(store, adapter)
-    assert (folder / "adapter_model.safetensors").read_bytes() == newer
-    assert (folder / "adapter_config.json").read_bytes() == CONFIG + b"\n"
+    assert (fetch(store, adapter) / replaced).read_bytes() == content
 
 
 def test_an_adapter_that_never_rests_is_refused(store: Store, adapter: Adapter) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from app.config import ConfigError, load_settings
 from models.catalog import Catalog
 from models.errors import AdapterPathRefused, ModelUnusable, RoundhouseError, Unavailable, WrongTask
 from models.fetching import fetcher as fetchers
@@ -19,6 +20,7 @@ from models.fetching.fetcher import Fetcher
 from models.fetching.paths import AdapterPaths
 from models.sources import FOLDER, Sources
 from models.types import Availability, ModelOverrides, ModelSpec, Task
+from tests.app.serving import serving
 from tests.models.s3_server import BUCKET, S3
 from tests.models.specs import spec
 from tests.models.test_fetching import CONFIG, weights
@@ -187,6 +189,39 @@ async def test_a_fetch_that_stalls_does_not_hold_up_the_end(setting: Setting, mo
         assert time.monotonic() - started_s < 2.0
     finally:
         may_go_on.set()
+
+
+async def test_a_server_serves_it_by_its_base_as_long_as_it_is_configured(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = setting.state_dir.parent / "roundhouse.yaml"
+    monkeypatch.setenv("ROUNDHOUSE_CONFIG", str(config))
+    config.write_text(f"models: {{corsair: {{source: '{setting.address}'}}}}")
+    async with serving(models=load_settings().models, config=config, state_dir=setting.state_dir) as served:
+
+        async def listed() -> dict[str, dict[str, str]]:
+            return {each["id"]: each for each in (await served.client.get("/v1/models")).json()["data"]}
+
+        async def until_listed(is_listed: bool) -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                while ("corsair" in await listed()) is not is_listed:  # noqa: ASYNC110 - another task's progress
+                    await asyncio.sleep(0.01)
+
+        await until_listed(True)
+        assert (await listed())["corsair"]["parent"] == "org/chatty"
+        answer = await served.chat("corsair", messages=[{"role": "user", "content": "Ahoy"}])
+        assert answer.status_code == 200
+        assert served.engines.loads == ["org/chatty"]
+        config.write_text("models: {}")
+        await until_listed(False)
+        assert (await served.chat("corsair", messages=[])).status_code == 404
+
+
+def test_a_source_that_is_no_place_in_a_bucket_is_refused_with_its_line(tmp_path: Path) -> None:
+    config = tmp_path / "roundhouse.yaml"
+    config.write_text("models:\n  pirate:\n    source: s3:/adapters/pirate\n")
+    with pytest.raises(ConfigError, match=r"line 3.*'s3:/adapters/pirate' is no s3://bucket/prefix"):
+        load_settings({"config": config})
 
 
 # Of a client
