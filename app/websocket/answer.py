@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import orjson
@@ -33,17 +33,15 @@ class ChatStream:
         self.ended = False  # it says itself that nothing more comes
         self._rest = b""
 
-    def feed(self, chunk: bytes) -> list[str]:
-        """The pieces of content in what has come; reasoning is none. Raises BadAnswer."""
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        """Yields the pieces of content in what has come; reasoning is none. Raises BadAnswer after those before it."""
         lines = (self._rest + chunk).split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise BadAnswer(f"The engine sent an event of more than {MAX_EVENT_BYTES} bytes.")
-        found = []
         for line in lines:
             if line.startswith(b"data:") and (content := self._read(line[5:].strip())):
-                found.append(content)
-        return found
+                yield content
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise BadAnswer(f"The engine sent an event of more than {MAX_EVENT_BYTES} bytes.")
 
     def _read(self, data: bytes) -> str | None:
         if data == b"[DONE]":

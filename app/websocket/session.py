@@ -32,13 +32,12 @@ class Session:
         self._model_of = model_of
         self._answer = Answer(self.id, tell)
         self._body: bytes | None = None
-        self._cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._cancelled = asyncio.Event()
         self._exchange = self._exchange_of(handshake, number)
 
     def cancel(self) -> None:
         """The session is left, as a client of HTTP leaves: by going away."""
-        if not self._cancelled.done():
-            self._cancelled.set_result(None)
+        self._cancelled.set()
 
     async def run(self, post: Post) -> str:
         """The message that ends it. `post` answers a chat request as the gate does, errors included."""
@@ -49,25 +48,26 @@ class Session:
                 await post(self._exchange)
         except RoundhouseError as error:
             return messages.error(error.message, error.code, self.id)
-        if self._cancelled.done() and not self._exchange.finished:
+        if self._cancelled.is_set() and not self._exchange.finished:
             return messages.error("The session was cancelled.", "cancelled", self.id)
         return self._answer.result()
 
     async def _await_model(self) -> str | None:
         """None: cancelled meanwhile."""
-        found = asyncio.create_task(self._model_of())
+        found, cancelled = asyncio.create_task(self._model_of()), asyncio.create_task(self._cancelled.wait())
         try:
-            either: set[asyncio.Future[Any]] = {found, self._cancelled}
+            either: set[asyncio.Task[Any]] = {found, cancelled}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             return found.result() if found.done() else None
         finally:
             found.cancel()
+            cancelled.cancel()
 
     async def _receive(self) -> Message:
         body, self._body = self._body, None
         if body is not None:
             return {"type": "http.request", "body": body, "more_body": False}
-        await self._cancelled
+        await self._cancelled.wait()
         return {"type": "http.disconnect"}
 
     def _exchange_of(self, handshake: Exchange, number: int) -> Exchange:

@@ -1,6 +1,7 @@
 """Engines at the EngineFactory seam that are real HTTP servers on unix sockets, in this process.
 
-What an engine does with a request is told by the request itself, in `fake`: {"answer"|"stream"|"slow"|…: …}.
+What an engine does with a request is told by the request itself, in `fake`: {"answer"|"stream"|"slow"|…: …}; or in
+`fake` of its first message, which passes where other fields do not.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class FakeEngine:
         self._factory.seen.append(seen)
         self._factory.arrived.set()
         try:
-            return await self._act(request, orjson.loads(raw).get("fake") or {}, raw)
+            return await self._act(request, _fake_of(orjson.loads(raw)), raw)
         except (asyncio.CancelledError, ConnectionError):
             seen.aborted.set()
             raise
@@ -129,7 +130,7 @@ class FakeEngine:
         if "die_once_before" in fake and len(self._factory.loads) == 1:
             self._dying = asyncio.create_task(self.die())
             await asyncio.Event().wait()
-        for chunk in fake.get("stream") or fake["partial"]:
+        for chunk in (fake.get("stream") or fake["partial"]) * fake.get("times", 1):
             await response.write(chunk.encode())
             if "apart" in fake:  # so that they are read one by one
                 await asyncio.sleep(0.05)
@@ -144,6 +145,12 @@ class FakeEngine:
             await self._factory.may_answer.wait()
         await response.write_eof()
         return response
+
+
+def _fake_of(document: dict[str, Any]) -> dict[str, Any]:
+    messages = document.get("messages")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return document.get("fake") or (first.get("fake") if isinstance(first, dict) else None) or {}
 
 
 class FakeFactory:
