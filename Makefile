@@ -18,7 +18,7 @@ serve: install  ## serve ./models-data (or $ROUNDHOUSE_MODELS_DIR; demo models a
 	@exec .venv/bin/roundhouse serve
 
 test: install  ## the whole test suite; ARGS='-k discovery' for a part of it
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 demo-models: install  ## the demo models, made in DIR=…
 	@$(if $(DIR),,$(error Say where: make demo-models DIR=some/folder))

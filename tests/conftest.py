@@ -17,16 +17,25 @@ import pytest
 from demo import embedder, folders
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED_SERVERS = ("victim", "server")  # fixtures of tests/e2e that start one for many files
 
 _making: list[threading.Thread] = []
 _makers: list[subprocess.Popen[str]] = []
 _failures: list[str] = []
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Test files that need no demo models come first: the models are made meanwhile."""
+    """Test files that need no demo models come first: the models are made meanwhile.
+
+    With several processes (`make test`), the tests of a file, and those that share a server, stay in one of them.
+    """
     needing = {item.path for item in items if _needs_models(item)}
     items.sort(key=lambda item: item.path in needing)
+    for item in items:
+        shared = [name for name in SHARED_SERVERS if name in getattr(item, "fixturenames", ())]
+        group = shared[0] if shared and item.path.parent.name == "e2e" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
