@@ -284,7 +284,10 @@ class Prepares(Protocol):
         ...
 
     async def prepare(self, spec: ModelSpec) -> None:
-        """Returns once that is made. Raises EngineUnavailable. Any number may wait; cancelled, the making goes on."""
+        """Returns once that is made. Any number may wait; cancelled, the making goes on.
+
+        Raises EngineUnavailable, or EngineStartError where the model cannot be started as it is configured.
+        """
         ...
 
     def preparing(self, spec: ModelSpec) -> str:

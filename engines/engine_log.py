@@ -32,6 +32,7 @@ _SECONDARY = (
 _HELPER = "multiprocessing/resource_tracker.py"
 # Around the sentence of a validator that pydantic reports: "1 validation error for C Value error, …. [type=…, input…".
 _PYDANTIC_NOISE = re.compile(r"1 validation error for \w+ Value error, | \[type=\w+, input_value=.*")
+_PYDANTIC = "1 validation error for "
 _MAX_CAUSE_CHARS = 500
 
 
@@ -92,7 +93,8 @@ def _exception(rows: list[str], traceback_at: int) -> str:
             continue
         if match := _EXCEPTION.match(row):
             more = rows[index + 1 : index + 3]
-            if match[2] and not row.endswith(":"):  # otherwise the message goes on in the next line, indented or not
+            # Otherwise the message goes on in the next line, indented or not: pydantic's names the field there.
+            if match[2] and not row.endswith(":") and _PYDANTIC not in row:
                 more = list(takewhile(lambda line: line[:1].isspace(), more))
             text = " ".join(line.strip() for line in (row, *more))
             return _PYDANTIC_NOISE.sub("", text)[:_MAX_CAUSE_CHARS].strip()

@@ -89,6 +89,15 @@ def test_of_a_validation_error_the_sentence_is_told_and_not_what_pydantic_puts_a
     )
 
 
+def test_of_a_validation_error_without_a_sentence_the_field_is_told() -> None:
+    text = (
+        "Traceback (most recent call last):\n  File x\n"
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for SpeculativeConfig\n"
+        "method\n  Input should be 'ngram' or 'mtp' [type=literal_error, input_value='eagle9', input_type=str]\n"
+    )
+    assert engine_log.cause_of(text).endswith("SpeculativeConfig method Input should be 'ngram' or 'mtp'")
+
+
 def test_the_helper_that_misses_shared_memory_is_not_the_cause() -> None:
     text = (
         'Traceback (most recent call last):\n  File "core.py", line 1, in run\n'

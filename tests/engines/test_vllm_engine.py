@@ -216,6 +216,48 @@ async def test_a_reserved_argument_fails_the_load_and_not_the_router(factory: Vl
         await factory.create(spec).start(START_TIMEOUT_S)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"no-such-argument": 1}, "unrecognized arguments: --no-such-argument"),
+        ({"max-model-len": 10_000_000}, "greater than the derived max_model_len"),
+        ({"speculative-config": {"method": "mtp", "num_speculative_tokens": 2}}, "Unsupported speculative method"),
+        ({"tool-call-parser": "nobody"}, "invalid tool call parser: nobody"),
+    ],
+)
+async def test_arguments_that_vllm_refuses_are_found_without_a_start(
+    factory: VllmFactory, demo_models: Path, arguments: dict[str, Any], told: str
+) -> None:
+    spec = chat_spec(demo_models / facts.QWEN3_CHAT, overrides=ModelOverrides(engine_args=arguments))
+    assert factory.accepts(spec).ok
+    assert not factory.prepared(spec)
+    with pytest.raises(EngineStartError, match=told):
+        await factory.prepare(spec)
+    assert not factory.prepared(spec)
+    assert told in factory.accepts(spec).reason
+    assert list(factory._context.run_dir.glob("*")) == []
+
+
+async def test_arguments_that_vllm_takes_are_looked_at_once_and_ours_never(
+    factory: VllmFactory, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ModelOverrides(engine_args={"max-num-seqs": 8})
+    spec = chat_spec(demo_models / facts.QWEN3_CHAT, overrides=given)
+    await asyncio.gather(factory.prepare(spec), factory.prepare(spec))
+    monkeypatch.setattr(factory._launcher, "spawn", None)
+    await factory.prepare(replace(spec))
+    assert factory.prepared(spec)
+    assert factory.prepared(chat_spec(demo_models / facts.QWEN3_CHAT, "plain"))
+
+
+async def test_with_ngrams_drafted_it_answers_as_without(factory: VllmFactory, demo_models: Path) -> None:
+    spec = chat_spec(demo_models / facts.QWEN3_CHAT, overrides=ModelOverrides(speculative="ngram"))
+    async with running(factory, spec) as engine:
+        assert await ask(engine.endpoint, facts.QWEN3_CHAT, facts.LONG_QUESTION) == facts.LONG_ANSWER
+        assert engine.process is not None
+        assert "speculative_config" in engine.process.log_path.read_text()
+
+
 async def test_the_factory_takes_what_generates_and_nothing_else(factory: VllmFactory, tmp_path: Path) -> None:
     assert factory.accepts(chat_spec(tmp_path)).ok
     assert factory.accepts(ModelSpec("x", tmp_path, Task.COMPLETION, "vllm")).ok
