@@ -21,10 +21,13 @@ from bench._servers import LOOPBACK, STOP_TIMEOUT_S, Server, free_port, spawn
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "bench" / "triton-requirements.txt"
 MODELS = ROOT / "bench" / "triton_models"
-HOME = ROOT / "build" / "triton"
+HOME = ROOT / "build" / "triton"  # a virtual environment: by it the models' Python finds their packages
 STAMP = HOME / "made-from.txt"  # the requirements that it was made from, written last
-LIBRARIES = HOME / "nvidia_pytriton.libs"
-TRITON = HOME / "pytriton" / "tritonserver"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+PACKAGES = HOME / "lib" / f"python{PYTHON}" / "site-packages"
+LIBRARIES = PACKAGES / "nvidia_pytriton.libs"
+TRITON = PACKAGES / "pytriton" / "tritonserver"
+BACKENDS = TRITON / "backends"
 STUB = "triton_python_backend_stub"  # the process that runs a Python model; there is one for each version of Python
 START_TIMEOUT_S = 60.0
 
@@ -37,11 +40,11 @@ def install() -> Path:
         wanted = REQUIREMENTS.read_text() + sys.version
         if not STAMP.is_file() or STAMP.read_text() != wanted:
             shutil.rmtree(HOME, ignore_errors=True)
-            command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(HOME)]
-            command += ["--python", sys.executable, "--requirement", str(REQUIREMENTS)]
-            subprocess.run(command, check=True)
-            version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            shutil.copy(TRITON / "python_backend_stubs" / version / STUB, TRITON / "backends" / "python" / STUB)
+            uv = [sys.executable, "-m", "uv"]
+            subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(HOME)], check=True)
+            install = [*uv, "pip", "install", "--quiet", "--no-deps", "--python", str(HOME / "bin" / "python")]
+            subprocess.run([*install, "--requirement", str(REQUIREMENTS)], check=True)
+            shutil.copy(TRITON / "python_backend_stubs" / PYTHON / STUB, BACKENDS / "python" / STUB)
             STAMP.write_text(wanted)
     return TRITON
 
@@ -69,14 +72,14 @@ def triton(
     shared = f"triton_{os.getpid()}_{http_port}_"
     command = [str(install() / "bin" / "tritonserver"), f"--model-repository={models}", "--allow-metrics=false"]
     command += [
-        f"--backend-directory={TRITON / 'backends'}",
+        f"--backend-directory={BACKENDS}",
         f"--backend-config=python,shm-region-prefix-name={shared}",
     ]
     command += [f"--http-address={LOOPBACK}", f"--http-port={http_port}"]
     command += [f"--grpc-address={LOOPBACK}", f"--grpc-port={grpc_port}", "--exit-timeout-secs=5"]
     libraries = [str(LIBRARIES), sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
     env = os.environ | {"LD_LIBRARY_PATH": ":".join(filter(None, libraries)), "PYTHONDONTWRITEBYTECODE": "1"}
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # by which the models' Python finds its packages
+    env["PATH"] = f"{HOME / 'bin'}:{env['PATH']}"
     server = spawn(command, env, scratch / f"triton-{http_port}.log", http_port)
     running = Triton(server, server.url, f"grpc://{LOOPBACK}:{grpc_port}")
     try:
