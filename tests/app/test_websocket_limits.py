@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from app.websocket import connection, endpoint
+from app.websocket import connection, endpoint, transport
 from tests.app.serving import Served, serving
 from tests.app.websocket_client import WAIT_S, connected, delta, refusal, saying, until_idle
 
@@ -115,7 +115,8 @@ NO_MESSAGES = [
 ]
 
 
-async def test_what_is_no_message_ends_its_connection_and_no_other() -> None:
+async def test_what_is_no_message_ends_its_connection_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LINGER_S", 0.05)
     async with serving(max_body_bytes=2048, request_read_timeout_s=0.2) as served, connected(served) as other:
         for sent, code in NO_MESSAGES:
             async with raw(served) as client:
