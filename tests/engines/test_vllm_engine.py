@@ -241,21 +241,13 @@ async def test_arguments_that_vllm_refuses_are_found_without_a_start(
 async def test_arguments_that_vllm_takes_are_looked_at_once_and_ours_never(
     factory: VllmFactory, demo_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ModelOverrides(engine_args={"max-num-seqs": 8})
+    given = ModelOverrides(engine_args={"max-num-seqs": 8}, speculative="ngram")
     spec = chat_spec(demo_models / facts.QWEN3_CHAT, overrides=given)
     await asyncio.gather(factory.prepare(spec), factory.prepare(spec))
     monkeypatch.setattr(factory._launcher, "spawn", None)
     await factory.prepare(replace(spec))
     assert factory.prepared(spec)
     assert factory.prepared(chat_spec(demo_models / facts.QWEN3_CHAT, "plain"))
-
-
-async def test_with_ngrams_drafted_it_answers_as_without(factory: VllmFactory, demo_models: Path) -> None:
-    spec = chat_spec(demo_models / facts.QWEN3_CHAT, overrides=ModelOverrides(speculative="ngram"))
-    async with running(factory, spec) as engine:
-        assert await ask(engine.endpoint, facts.QWEN3_CHAT, facts.LONG_QUESTION) == facts.LONG_ANSWER
-        assert engine.process is not None
-        assert "speculative_config" in engine.process.log_path.read_text()
 
 
 async def test_the_factory_takes_what_generates_and_nothing_else(factory: VllmFactory, tmp_path: Path) -> None:
