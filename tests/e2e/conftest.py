@@ -21,6 +21,7 @@ VICTIM_SETTINGS = """
 models:
   brief: {keep_alive_s: 0.01}
   narrow: {concurrency: 4}
+  mistaken: {engine_args: {no-such-argument: 1}}
 """
 
 Start = Callable[..., AbstractContextManager[Server]]
