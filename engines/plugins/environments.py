@@ -14,15 +14,14 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engines import engine_log
-from engines.base import EngineStartError, EngineUnavailable
+from engines.base import EngineContext, EngineStartError, EngineUnavailable
 from engines.launcher import Launcher
-from engines.runtime.plugin_runtime import beside, is_complete, python_of
+from engines.runtime.plugin_runtime import is_complete, python_of
 from engines.runtime.protocol import EngineRequest
 from engines.waiting import run_to_the_end
 
@@ -39,28 +38,19 @@ class Environment:
     """That of one engine. Made at most once at a time, for all who wait for it."""
 
     def __init__(
-        self,
-        root: Path,
-        name: str,
-        python: str,
-        requirements: Sequence[str],
-        launcher: Launcher,
-        log_path: Path,
-        *,
-        timeout_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, context: EngineContext, python: str, launcher: Launcher, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`python` is the path of the interpreter that it is made with."""
-        self._root = root
-        self._name = name
+        self._name = context.name
         self._python = python
-        self._requirements = tuple(requirements)
+        self._requirements = context.declared.requirements
+        self._timeout_s = context.declared.install_timeout_s
         self._launcher = launcher
-        self._log_path = log_path
-        self._timeout_s = timeout_s
+        self._log_path = context.log_dir / f"environment-{self._name}.log"
         self._clock = clock
-        self._prefix = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:60]
-        self.folder = root / f"{self._prefix}-{digest_of(python, requirements)}"
+        self._root = context.cache_dir / "environments"
+        self.folder = self._root / f"{self._name}-{digest_of(python, self._requirements)}"
+        self._scratch = context.run_dir / f"{self.folder.name[-12:]}.env"
         self._making: asyncio.Task[None] | None = None
         self._since_s = 0.0
         self._failures = 0
@@ -80,7 +70,7 @@ class Environment:
             names = [entry.name for entry in os.scandir(self._root) if entry.is_dir()]
         except OSError:
             return []
-        form = re.compile(re.escape(self._prefix) + r"-[0-9a-f]{12}")
+        form = re.compile(re.escape(self._name) + r"-[0-9a-f]{12}")
         return sorted(name for name in names if form.fullmatch(name) and name != self.folder.name)
 
     def state(self) -> str:
@@ -144,15 +134,14 @@ class Environment:
 
     async def _failure_of_install(self) -> str:
         """Installs; why that failed, empty where it did not."""
-        scratch = beside(self.folder, ".tmp")
-        await asyncio.to_thread(_make_room, self._root, scratch)
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         request = EngineRequest(
             name=f"environment of {self._name}",
-            uds=str(beside(self.folder, ".sock")),  # there is none: an environment does not serve
+            uds=str(self._scratch.with_suffix(".sock")),  # there is none: this does not serve
             model_path="",
             log_path=str(self._log_path),
             args={"folder": str(self.folder), "python": self._python, "requirements": list(self._requirements)},
-            scratch=str(scratch),
+            scratch=str(self._scratch),
         )
         await self._launcher.start()
         try:
@@ -184,8 +173,3 @@ def digest_of(python: str, requirements: Sequence[str]) -> str:
                 status = os.stat(path)
                 parts.append((status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-
-def _make_room(root: Path, scratch: Path) -> None:
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)  # of a keeper that was killed

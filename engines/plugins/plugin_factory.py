@@ -45,15 +45,7 @@ class PluginFactory:
         self._launcher = Launcher(self.name, RUNTIME_MODULE, context, env=env)
         self._environment: Environment | None = None
         if declared.requirements and self._python is not None:
-            self._environment = Environment(
-                context.cache_dir / "environments",
-                self.name,
-                self._python,
-                declared.requirements,
-                self._launcher,
-                context.log_dir / f"environment-{self.name}.log",
-                timeout_s=declared.install_timeout_s,
-            )
+            self._environment = Environment(context, self._python, self._launcher)
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         if spec.task in NOT_SERVED:

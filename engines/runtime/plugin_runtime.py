@@ -107,7 +107,14 @@ def install(installing: Installing) -> None:
         if folder.exists():
             print("removing what is left of an attempt that was broken off", flush=True)
             shutil.rmtree(folder)
-        _make(folder, installing)
+        temporary = beside(folder, ".tmp")  # on the same disk: what is unpacked there may be large
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        os.environ["TMPDIR"] = str(temporary)
+        try:
+            _make(folder, installing)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _make(folder: Path, installing: Installing) -> None:
@@ -117,16 +124,25 @@ def _make(folder: Path, installing: Installing) -> None:
     # Ours serves every Python; one in each environment would cost it seconds, and Debian's has none without a package.
     pip = [sys.executable, "-m", "pip", "--python", str(python_of(folder))]
     constraints = ["--constraint", str(pins)] if pins.exists() else []  # made before: the same versions again
-    _run([*pip, "install", "--no-input", "--progress-bar=off", "--requirement", str(wanted), *constraints])
-    frozen = _run([*pip, "freeze", "--all"])
+    report = folder / "report.json"
+    quietly = ["--no-input", "--progress-bar=off", "--report", str(report)]
+    _run([*pip, "install", *quietly, "--requirement", str(wanted), *constraints])
     new = beside(folder, ".pins.new")
-    new.write_text("".join(f"{line}\n" for line in frozen if "==" in line))  # what came from a file has no version
+    new.write_text("".join(f"{pin}\n" for pin in _pins(json.loads(report.read_text()))))
     new.replace(pins)
     (folder / COMPLETE).touch()
 
 
-def _run(command: Sequence[str]) -> list[str]:
-    """The lines that it put out, which go to the log as they come. Raises InstallFailed."""
+def _pins(report: Mapping[str, Any]) -> list[str]:
+    """Of pip's report on what it installed; what came from a file or an address has no version to ask for again."""
+    found = [
+        (item["metadata"]["name"], item["metadata"]["version"]) for item in report["install"] if not item["is_direct"]
+    ]
+    return sorted(f"{name}=={version}" for name, version in found)
+
+
+def _run(command: Sequence[str]) -> None:
+    """What it puts out goes to the log as it comes. Raises InstallFailed."""
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
     del env["PYTHONPATH"]  # our own modules are not to be found in there
     lines: list[str] = []
@@ -141,7 +157,6 @@ def _run(command: Sequence[str]) -> list[str]:
             lines.append(line.strip())
     if process.returncode:
         raise InstallFailed(_cause(lines) or f"{' '.join(command)} ended with exit code {process.returncode}")
-    return lines
 
 
 def _cause(lines: Sequence[str]) -> str:
