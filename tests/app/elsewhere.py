@@ -111,9 +111,11 @@ class Elsewhere:
         return http(orjson.dumps({"object": "list", "data": entries}))
 
 
-def http(body: bytes, status: int = 200, kind: str = "application/json", **headers: object) -> bytes:
+def http(
+    body: bytes, status: int = 200, kind: str = "application/json", headers: Mapping[str, object] | None = None
+) -> bytes:
     """A whole answer."""
-    lines = {"content-type": kind, "content-length": len(body), **headers}
+    lines = {"content-type": kind, "content-length": len(body), **(headers or {})}
     return (
         f"HTTP/1.1 {status} X\r\n".encode()
         + b"".join(f"{k}: {v}\r\n".encode() for k, v in lines.items())

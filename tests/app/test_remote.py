@@ -30,7 +30,9 @@ async def remote(
 ) -> AsyncIterator[Served]:
     """An app with the models of `servers` under the prefix box/, beside its own."""
     urls = tuple(server.url for server in servers)
-    box = {"prefix": "box/", "breaker_failures": FAILURES, "breaker_open_s": breaker_open_s} | (declared or {})
+    box: dict[str, Any] = {"prefix": "box/", "breaker_failures": FAILURES, "breaker_open_s": breaker_open_s} | (
+        declared or {}
+    )
     async with serving(elsewhere={"box": Declaration("openai", urls, **box)}, **settings) as served:
         yield served
 
@@ -262,7 +264,7 @@ GARBAGE = {
     "is not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
     "no JSON: '<html> Welcome": http(b"<html>\n Welcome</html>", kind="text/html"),
     "status 502 and no JSON": http(b"<h1>Bad gateway</h1>", 502, "text/html"),
-    "status 302": http(b"", 302, location="http://127.0.0.1:1/"),
+    "status 302": http(b"", 302, headers={"location": "http://127.0.0.1:1/"}),
     "before the end of its answer": HALF,
     "no JSON": http(b'{"trunc'),
 }
@@ -329,7 +331,7 @@ async def test_an_answer_too_long_to_be_looked_at_first_comes_whole(served: Serv
 
 async def test_what_names_the_servers_account_is_kept_from_clients(served: Served, server: Elsewhere) -> None:
     secret = {"openai-organization": "acme", "set-cookie": "a=b", "strict-transport-security": "max-age=9"}
-    server.answer = http(CHAT, **secret, **{"x-ratelimit-remaining": 7})
+    server.answer = http(CHAT, headers=secret | {"x-ratelimit-remaining": "7"})
     headers = (await served.chat(FAR)).headers
     assert not secret.keys() & headers.keys()
     assert headers["x-ratelimit-remaining"] == "7"

@@ -179,7 +179,7 @@ BROKEN_LISTS = {
     "status 404": http(b"{}", 404),
     "no JSON": http(b"<html>", kind="text/html"),
     "no list of models": http(b'{"data": 7}'),
-    "status 302": http(b"", 302, location="http://127.0.0.1:1/"),
+    "status 302": http(b"", 302, headers={"location": "http://127.0.0.1:1/"}),
     "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
 }
 
