@@ -46,7 +46,8 @@ class WaitTexts:
         until, text = self._told.get(spec.id, (0.0, ""))
         if now >= until:
             try:
-                text = f"waiting for {spec.id}: {waits_for(self._manager.forecast(spec))}"
+                what = self._manager.preparing(spec) or waits_for(self._manager.forecast(spec))
+                text = f"waiting for {spec.id}: {what}"
             except RoundhouseError:  # it was removed meanwhile; the wait is about to end with that error
                 text = f"waiting for {spec.id}"
             text = text.replace("\r", " ").replace("\n", " ")
