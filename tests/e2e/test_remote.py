@@ -124,7 +124,8 @@ async def test_vllms_own_server_killed_under_load_fails_fast_and_is_in_use_again
 
 async def fastest_refusal_s(served: Served) -> float:
     """The least of some: the machine is busy."""
-    body, took_s = chat.body(facts.QWEN3_CHAT, QUESTION), []
+    body = chat.body(facts.QWEN3_CHAT, QUESTION)
+    took_s: list[float] = []
     async with asyncio.timeout(PATIENCE_S):
         while len(took_s) < 5:
             began = time.perf_counter()
