@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bench._servers import LOOPBACK, STOP_TIMEOUT_S, Server, free_port, spawn
 
@@ -58,17 +59,15 @@ class Triton:
     grpc: str
 
     def kill(self) -> None:
-        """As a machine that loses its power."""
+        """As a machine that loses its power. The processes of its models notice within a moment, and end."""
         self.server.process.kill()
         self.server.process.wait(STOP_TIMEOUT_S)
 
 
 @contextmanager
-def triton(
-    scratch: Path, *, models: Path = MODELS, http_port: int | None = None, grpc_port: int | None = None
-) -> Iterator[Triton]:
-    """With all models in `models`; the ports, where given, are those of one that has gone."""
-    http_port, grpc_port = http_port or free_port(), grpc_port or free_port()
+def triton(scratch: Path, *, models: Path = MODELS, http: str = "", grpc: str = "") -> Iterator[Triton]:
+    """With all models in `models`; at the addresses `http` and `grpc`, where one was that has gone."""
+    http_port, grpc_port = (urlsplit(url).port or free_port() for url in (http, grpc))
     shared = f"triton_{os.getpid()}_{http_port}_"
     command = [str(install() / "bin" / "tritonserver"), f"--model-repository={models}", "--allow-metrics=false"]
     command += [
@@ -86,6 +85,6 @@ def triton(
         server.wait_until("/v2/health/ready", START_TIMEOUT_S)
         yield running
     finally:
-        server.stop()
+        running.kill()  # it looks only once a second whether it may end
         for left in Path("/dev/shm").glob(f"{shared}*"):  # of one that was killed
             left.unlink(missing_ok=True)

@@ -37,6 +37,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     }.items()
 }
 DATATYPES = (*DTYPES, BYTES)
+FLOATS = frozenset({"FP16", "FP32", "FP64", BF16})
+KINDS: dict[str, set[type]] = {"true and false": {bool}, "whole numbers": {int}, "numbers": {int, float}}
 LENGTH = struct.Struct("<I")
 SLICE = 65_536  # elements that are converted at a time: between two of them other threads get their turn
 
@@ -123,23 +125,17 @@ def _element(value: Any) -> bytes:
 
 def _numbers(datatype: str, values: list[Any]) -> Array:
     dtype = DTYPES[datatype]
-    given = np.array(values) if values else np.empty(0, dtype)
-    wanted = "b" if datatype == BOOL else "iu" if dtype.kind in "iu" and datatype != BF16 else "iuf"
-    if given.dtype.kind not in wanted or given.ndim != 1:
-        kinds = {"b": "true and false", "iu": "whole numbers that 64 bits hold", "iuf": "numbers"}
-        raise TensorError(f"must hold {kinds[wanted]}, as {datatype} does")
-    if datatype == BOOL:
-        return given
-    if wanted == "iu":
-        limits = np.iinfo(dtype)
-        if given.size and not (limits.min <= int(given.min()) and int(given.max()) <= limits.max):
-            raise TensorError(f"holds numbers beyond those of {datatype}, {limits.min} to {limits.max}")
-        return given.astype(dtype)
-    with np.errstate(over="ignore"):
-        rounded = given.astype("<f4" if datatype == BF16 else dtype)
-    if not np.isfinite(rounded).all():  # JSON has no infinity
+    wanted = "true and false" if datatype == BOOL else "numbers" if datatype in FLOATS else "whole numbers"
+    if not set(map(type, values)) <= KINDS[wanted]:
+        raise TensorError(f"must hold {wanted}, as {datatype} does")
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, "<f4" if datatype == BF16 else dtype)
+    except OverflowError:
+        raise TensorError(f"holds numbers beyond those of {datatype}") from None
+    if datatype in FLOATS and not np.isfinite(array).all():  # JSON has no infinity
         raise TensorError(f"holds numbers beyond those of {datatype}")
-    return _bf16(rounded) if datatype == BF16 else rounded
+    return _bf16(array) if datatype == BF16 else array
 
 
 def _bf16(values: Array) -> Array:

@@ -62,7 +62,7 @@ class KServe:
         if action:
             await self._tell_ready(exchange, spec, version)
         else:
-            await exchange.respond(_json(_metadata(spec)))
+            await exchange.respond(_json(_metadata(spec, version)))
 
     def _spec(self, exchange: Exchange, name: str, version: str) -> ModelSpec:
         spec = self._manager.catalog.resolve(name)
@@ -145,11 +145,11 @@ def _length(value: bytes | None) -> int | None:
     return int(value)
 
 
-def _metadata(spec: ModelSpec) -> dict[str, Any]:
+def _metadata(spec: ModelSpec, version: str) -> dict[str, Any]:
     signature = spec.signature or Signature()
     return {
         "name": spec.id,
-        "versions": signature.versions,
+        "versions": (version,) if version else signature.versions,
         "platform": signature.platform,
         "inputs": _described(signature.inputs),
         "outputs": _described(signature.outputs),
