@@ -7,6 +7,7 @@ it is seen that they are streams of events, or JSON, or too long to look at.
 from __future__ import annotations
 
 import asyncio
+import os
 
 import aiohttp
 import orjson
@@ -81,5 +82,8 @@ async def read_up_to(content: aiohttp.StreamReader, limit: int) -> bytes:
 def why_unreached(error: aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) -> str:
     """A phrase for people."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"no connection to {error.host}: {error.os_error.strerror or error.os_error}"
+        cause = error.os_error
+        known = isinstance(cause, ConnectionError) and cause.errno  # asyncio's text names the address once more
+        what = os.strerror(known) if known else cause.strerror or str(cause)
+        return f"no connection to {error.host}:{error.port}: {what}"
     return "no connection to it in time (upstream_connect_timeout_s)"

@@ -1,7 +1,8 @@
 """A circuit breaker for each server elsewhere: after failures in a row it is left alone for a while, then tried once.
 
-Own code, as the kept libraries wrap a call (pybreaker, aiobreaker, circuitbreaker) or a block (purgatory), let every
-call through when half open, and know no request that ended without saying anything of the server.
+Own code, as the kept libraries (pybreaker, aiobreaker, circuitbreaker, purgatory) wrap a call or a block, where here a
+lease begins and an answer ends far apart. Half open they let every call through or hold the others up, and they know no
+request that ended without saying anything of the server.
 """
 
 from __future__ import annotations
