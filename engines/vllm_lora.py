@@ -31,8 +31,8 @@ LEAST_RANK = 16
 # On a GPU, room for adapters of twice the rank, up to this, costs a percent or two of the base. On a CPU vLLM computes
 # with the slots' rank, for each token of a prompt as well.
 ROOMY_RANK = {"cpu": 16, "cuda": 64}
-LEAST_SLOTS, MOST_SLOTS = 4, 8
-SLOTS_SHARE, SLOTS_BYTES = 0.25, 256 * MIB  # all slots together may take this of the base's weights, or these bytes
+SLOTS = 8
+SLOTS_SHARE, SLOTS_BYTES = 0.1, 256 * MIB  # all slots together may take this of the base's weights, or these bytes
 LEAST_COPIES = 32
 COPIES_BYTES = 8 * GIB  # of host memory for copies, if all were used
 FALLBACK_SIDES = 20  # inputs and outputs of a layer's modules, in hidden sizes, where the base's tensors are unknown
@@ -68,7 +68,7 @@ def arguments(spec: ModelSpec, context: EngineContext, adapters: Sequence[ModelS
     largest = max(adapter_rank(adapter.path) for adapter in adapters)
     per_rank = _slot_bytes_per_rank(spec)
     allowed_bytes = max(SLOTS_SHARE * spec.weights_bytes, SLOTS_BYTES)
-    slots = min(MOST_SLOTS, max(LEAST_SLOTS, len(adapters)))
+    slots = SLOTS
     rank = _served_rank(max(largest, LEAST_RANK, min(2 * largest, ROOMY_RANK[context.device])))
     if slots * rank * per_rank > allowed_bytes:
         rank = _served_rank(max(largest, LEAST_RANK))

@@ -108,14 +108,13 @@ def test_more_adapters_may_come_than_were_found_and_none_is_ever_read_twice(tmp_
         values = arguments(base_of(tmp_path), context(), adapters).values
         return values["max-loras"], values["max-cpu-loras"]
 
-    assert limits(1) == (4, 32)
-    assert limits(6) == (6, 32)
+    assert limits(1) == (8, 32)
     assert limits(20) == (8, 40)
     assert limits(20, weights_bytes=1024 * MIB) == (8, 8)  # within host memory
 
 
 def test_slots_that_would_take_too_much_of_the_device_are_fewer_and_of_the_rank_that_is_needed(tmp_path: Path) -> None:
-    large = base_of(tmp_path, weights_bytes=16 * 1024 * MIB, hidden_size=8192, num_layers=80)
+    large = base_of(tmp_path, weights_bytes=32 * 1024 * MIB, hidden_size=8192, num_layers=80)
     adapters = [adapter_of(tmp_path, 8, f"a{number}") for number in range(8)]
     roomy = arguments(large, context("cuda"), adapters)
     assert (roomy.values["max-lora-rank"], roomy.values["max-loras"]) == (16, 8)
@@ -129,15 +128,15 @@ def test_what_the_slots_take_is_part_of_what_the_model_is_expected_to_take(tmp_p
     factory = VllmFactory(context("cuda"))
     plain = factory.estimate_bytes(base)
     with_adapter = factory.estimate_bytes(base, [adapter_of(tmp_path, 16)])
-    # 20 sides of 4096, of 2 bytes, in 32 layers, for 4 adapters of rank 32.
-    assert with_adapter - plain == 20 * 4096 * 2 * 32 * 4 * 32
+    # 20 sides of 4096, of 2 bytes, in 32 layers, for 8 adapters of rank 32.
+    assert with_adapter - plain == 20 * 4096 * 2 * 32 * 8 * 32
 
 
 def test_the_sides_of_every_matrix_of_the_base_are_counted_from_its_files(tmp_path: Path) -> None:
     write_base(tmp_path / "base")
     lora = arguments(base_of(tmp_path), context(), [adapter_of(tmp_path, 16)])
     sides = 2 * (HIDDEN + HIDDEN + HIDDEN + INNER) + 100 + HIDDEN
-    assert lora.device_bytes == 4 * 16 * 2 * sides
+    assert lora.device_bytes == 8 * 16 * 2 * sides
 
 
 def test_the_owner_may_turn_lora_off(tmp_path: Path) -> None:
