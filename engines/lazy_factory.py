@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from engines.base import Engine, EngineFactory, Verdict
+from engines.base import Engine, EngineFactory, Prepares, Verdict
 from models.types import ModelSpec
 
 
@@ -43,6 +43,19 @@ class LazyFactory:
 
     def sleep_levels(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> tuple[int, ...]:
         return self._made().sleep_levels(spec, adapters)
+
+    def prepared(self, spec: ModelSpec) -> bool:
+        factory = self._made()
+        return factory.prepared(spec) if isinstance(factory, Prepares) else True
+
+    async def prepare(self, spec: ModelSpec) -> None:
+        factory = self._made()
+        if isinstance(factory, Prepares):
+            await factory.prepare(spec)
+
+    def preparing(self, spec: ModelSpec) -> str:
+        factory = self._made()
+        return factory.preparing(spec) if isinstance(factory, Prepares) else ""
 
     async def start(self) -> None:
         self._started = True

@@ -35,6 +35,14 @@ async def waits(served: Served, path: str = "/v1/chat/completions", **fake: obje
     return "".join(line + "\n" for line in told.split("\n") if not line.startswith(":")).strip()
 
 
+async def test_who_waits_for_an_engine_that_is_being_installed_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as served:
+        manager = served.roundhouse.state.manager
+        monkeypatch.setattr(manager, "preparing", lambda spec: "installing the environment")
+        text = waiting.WaitTexts(manager).of(manager.catalog.resolve("other"))
+        assert text == "waiting for other: installing the environment"
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
 async def test_comments_precede_the_stream(path: str) -> None:
     async with serving(sse_comment_s=0.05) as served:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench._servers import MARK, Server, roundhouse
+from bench._servers import MARK, ON_TORCH, Server, roundhouse
 from demo import facts
+from tests.engines.wheels import make_wheel, requirements
 
 KV_CACHE_BYTES = 128 * 2**20
 GONE_TIMEOUT_S = 20.0
+OLD_VERSION = "1.0"  # of a package that our own environment has in a version of today
 CROWD = 300  # requests that may wait for one model of the victim
 VICTIM_SETTINGS = """
 models:
+  own: {engine: own, task: chat}
   brief: {keep_alive_s: 0.01}
   narrow: {concurrency: 4}
   mistaken: {engine_args: {no-such-argument: 1}}
@@ -78,13 +82,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
+def own_engine(wheels: Path) -> dict[str, object]:
+    """The declaration of a package's engine with an old library, which lies in `wheels`."""
+    make_wheel(wheels, "packaging", OLD_VERSION)
+    return {
+        "class": "plugin_engines:Versions",
+        "path": str(Path(__file__).parent.parent / "engines"),
+        "requirements": requirements(wheels, f"packaging=={OLD_VERSION}"),
+        "args": {"package": "packaging"},
+    }
+
+
 @pytest.fixture(scope="session")
-def victim(start: Start, folder: Path, demo_models: Path) -> Iterator[Server]:
-    """A server whose engines tests kill and whose folders they break."""
+def victim(start: Start, folder: Path, demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose engines tests kill and whose folders they break; one is a package's, with an old library."""
     for model in (facts.QWEN3_CHAT, facts.LLAMA_CHAT):
         shutil.copytree(demo_models / model, folder / model)
+    (folder / "own").mkdir()
     (folder / "roundhouse.yaml").write_text(VICTIM_SETTINGS)
-    with start(models_dir=folder, max_queued_per_model=CROWD) as server:
+    engines = json.dumps({**json.loads(ON_TORCH), "own": own_engine(tmp_path_factory.mktemp("wheels"))})
+    with start(models_dir=folder, max_queued_per_model=CROWD, engines=engines, allow_install=True) as server:
         server.wait_warm()
         yield server
 
