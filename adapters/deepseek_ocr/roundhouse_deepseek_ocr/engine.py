@@ -46,7 +46,7 @@ class DeepseekOcrFactory(VllmFactory):
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         if spec.architecture != ARCHITECTURE:
-            return Verdict(False, f"this engine serves {ARCHITECTURE}, not {spec.architecture or spec.task}")
+            return Verdict(False, f"the engine {self.name} serves {ARCHITECTURE} alone, and no adapters for it")
         if find_spec("torchvision") is None:
             return Verdict(
                 False,
