@@ -90,5 +90,5 @@ async def test_a_cancelled_session_leaves_its_engine_idle(server: Server) -> Non
             pass
         assert (told["type"], told["code"]) == ("error", "cancelled")
         async with asyncio.timeout(PATIENCE_S):
-            while server.get("/v1/models/" + facts.LLAMA.id)["running"]:
+            while server.get("/v1/models/" + facts.LLAMA.id)["running"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
