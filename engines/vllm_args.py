@@ -118,8 +118,7 @@ def _quantization(spec: ModelSpec, context: EngineContext) -> tuple[str, str]:
     found = vllm_quantization.detect(spec)
     if found is None:
         return "", ""
-    amx = vllm_quantization.cpu_has_amx()
-    return vllm_quantization.judge(found, context.device, context.capability, amx=amx)
+    return vllm_quantization.judge(found, context.device, context.capability, vllm_quantization.this_cpu())
 
 
 def _set_speculation(draft: _Draft, speculation: vllm_speculative.Speculation) -> None:

@@ -64,6 +64,15 @@ class Quantization:
         return f"{self.method} ({self.scheme.replace('_', ' ')})" if self.scheme else self.method
 
 
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """What vLLM's CPU builds go by. On other processors than x86 they have kernels of their own."""
+
+    x86: bool = True
+    avx512: bool = False
+    amx: bool = False
+
+
 def detect(spec: ModelSpec) -> Quantization | None:
     """What the model's folder says; None for plain weights."""
     config = read_config(spec)
@@ -128,10 +137,10 @@ def _whole(value: object) -> int:
     return value if type(value) is int and 0 < value <= 16 else 0
 
 
-def judge(found: Quantization, device: str, capability: int, *, amx: bool) -> tuple[str, str]:
+def judge(found: Quantization, device: str, capability: int, cpu: Cpu) -> tuple[str, str]:
     """(reason, refusal): how it is computed with here, or why it cannot be; one of both is "".
 
-    `capability` of the GPU, ten times: 90 for 9.0, 0 where it is not known. `amx`: the CPU has those instructions.
+    `capability` of the GPU, ten times: 90 for 9.0, 0 where it is not known.
     """
     name = f"quantization {found.label}"
     if found.method in DEPRECATED:
@@ -139,7 +148,7 @@ def judge(found: Quantization, device: str, capability: int, *, amx: bool) -> tu
     if found.method not in LEAST_CAPABILITY:
         return "", f"{name}: vLLM 0.32 has no such method; get a GPTQ, AWQ, FP8 or compressed-tensors version"
     if device == "cpu":
-        refusal = _cpu_refusal(found, amx=amx)
+        refusal = _cpu_refusal(found, cpu)
         return ("", f"{name}: {refusal}") if refusal else (f"{name}: as the model's config says", "")
     least = max(OLDEST_CAPABILITY, _least(found))
     if capability and capability < least:
@@ -163,25 +172,29 @@ def _native(found: Quantization, capability: int) -> str:
     return ""
 
 
-def _cpu_refusal(found: Quantization, *, amx: bool) -> str:
+def _cpu_refusal(found: Quantization, cpu: Cpu) -> str:
     gpu = "it needs a GPU"
-    without_amx = f"needs AMX (Sapphire Rapids or later), which this one has not; or {gpu}"
     if found.scheme in ("nvfp4", "mxfp8") or found.method in ("modelopt_mixed", "humming", "experts_int8"):
         return f"vLLM has no kernels for it on a CPU; {gpu}"
     if found.scheme == "mxfp4" and not found.experts:
         return f"vLLM has it on a CPU for mixtures of experts alone; {gpu}"
     if found.method in ("gptq", "awq", "inc") and found.bits != 4:
         return f"on a CPU vLLM has it with 4 bits alone; {gpu}"
-    if found.scheme in ("fp8_block", "mxfp4") and not amx:
-        return f"on a CPU vLLM {without_amx}"
-    if found.experts and not amx:
-        return f"with quantized experts a CPU {without_amx}"
+    # Without AMX vLLM would take kernels of torch's, for which its CPU builds cannot quantize the inputs.
+    needs_amx = found.experts or found.scheme in ("fp8", "fp8_block", "mxfp4")
+    if cpu.x86 and needs_amx and not cpu.amx:
+        kind = "quantized experts" if found.experts else "such weights"
+        return f"on a CPU vLLM needs AMX for {kind} (Sapphire Rapids or later), which this one has not; or {gpu}"
+    # The kernel is in the builds for AVX-512 alone; others start, and end with the first request.
+    if cpu.x86 and found.bits == 4 and not cpu.avx512:
+        return f"on a CPU vLLM needs AVX-512 for 4 bits, which this one has not; or {gpu}"
     return ""
 
 
 @cache
-def cpu_has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
     try:
-        return "amx_tile" in cpuinfo.read_text()
+        flags = set(cpuinfo.read_text().split())
     except OSError:
-        return False
+        flags = set()
+    return Cpu(x86="sse2" in flags, avx512="avx512f" in flags, amx="amx_tile" in flags)

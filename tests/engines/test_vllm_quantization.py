@@ -13,11 +13,12 @@ import pytest
 from engines import vllm_quantization
 from engines.base import EngineContext
 from engines.vllm_args import refusal, serve_args
-from engines.vllm_quantization import LEAST_CAPABILITY, Quantization, cpu_has_amx, detect, judge
+from engines.vllm_quantization import LEAST_CAPABILITY, Cpu, Quantization, detect, judge, this_cpu
 from models.discovery.facts import quantization
 from models.types import ModelOverrides, ModelSpec, Task
 
 NOWHERE = Path("/nowhere")
+AVX2, AVX512, AMX = Cpu(), Cpu(avx512=True), Cpu(avx512=True, amx=True)
 
 
 def model(path: Path, settings: dict[str, Any] | None, **config: Any) -> ModelSpec:
@@ -35,17 +36,17 @@ def compressed(form: str, activations: bool = False, **weights: Any) -> dict[str
 # quantization_config, as published repositories have it; what is told of it; refused on Turing, Ampere, a plain CPU
 PUBLISHED = [
     ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}, "fp8 block", "-", "AMX"),
-    ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8", "-", "-"),
-    ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}, "int4", "-", "-"),
+    ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8", "-", "AMX"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}, "int4", "-", "AVX-512"),
     ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "int8", "-", "4 bits alone"),
-    ({"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}, "int4", "-", "-"),
-    (compressed("float-quantized", True, num_bits=8, type="float", strategy="channel"), "fp8", "-", "-"),
-    (compressed("pack-quantized", num_bits=4, type="int", strategy="group"), "int4", "-", "-"),
+    ({"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}, "int4", "-", "AVX-512"),
+    (compressed("float-quantized", True, num_bits=8, type="float", strategy="channel"), "fp8", "-", "AMX"),
+    (compressed("pack-quantized", num_bits=4, type="int", strategy="group"), "int4", "-", "AVX-512"),
     (compressed("int-quantized", True, num_bits=8, type="int"), "int8 activations too", "-", "-"),
     (compressed("nvfp4-pack-quantized", True, num_bits=4, type="float"), "nvfp4", "-", "no kernels"),
     ({"quant_method": "mxfp4", "modules_to_not_convert": []}, "mxfp4", "8.0 (Ampere)", "mixtures of experts alone"),
     ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", "-", "no kernels"),
-    ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8", "8.0 (Ampere)", "-"),
+    ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8", "8.0 (Ampere)", "AMX"),
     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", "no such method", "no such method"),
     ({"quant_method": "fbgemm_fp8"}, "fbgemm_fp8", "gives it up", "gives it up"),
 ]
@@ -59,7 +60,7 @@ def test_a_quantized_model_is_told_and_refused_where_it_cannot_be_computed(
     assert found is not None
     assert told in found.label
     for device, capability, expected in (("cuda", 75, turing), ("cpu", 0, cpu)):
-        reason, refused = judge(found, device, capability, amx=False)
+        reason, refused = judge(found, device, capability, AVX2)
         assert bool(reason) == (expected == "-")
         assert expected == "-" or expected in refused
         assert found.label in reason + refused
@@ -85,21 +86,29 @@ def test_odd_configurations_are_no_fault(tmp_path: Path, odd: Any) -> None:
 def test_quantized_experts_need_amx_on_a_cpu(tmp_path: Path) -> None:
     found = detect(model(tmp_path, {"quant_method": "gptq", "bits": 4}, num_experts=64))
     assert found is not None
-    assert "with quantized experts" in judge(found, "cpu", 0, amx=False)[1]
-    assert judge(found, "cpu", 0, amx=True)[1] == ""
+    assert "AMX for quantized experts" in judge(found, "cpu", 0, AVX512)[1]
+    assert judge(found, "cpu", 0, AMX)[1] == ""
 
 
 def test_whether_a_gpu_has_such_numbers_itself_is_told() -> None:
     fp8 = Quantization("fp8", "fp8", 8)
-    assert "saves memory, not time" in judge(fp8, "cuda", 86, amx=False)[0]
-    assert "saves memory" not in judge(fp8, "cuda", 90, amx=False)[0]
-    assert "saves memory" in judge(Quantization("modelopt_fp4", "nvfp4", 4), "cuda", 90, amx=False)[0]
+    assert "saves memory, not time" in judge(fp8, "cuda", 86, AVX2)[0]
+    assert "saves memory" not in judge(fp8, "cuda", 90, AVX2)[0]
+    assert "saves memory" in judge(Quantization("modelopt_fp4", "nvfp4", 4), "cuda", 90, AVX2)[0]
+
+
+def test_four_bits_need_avx512_on_x86_and_have_other_kernels_elsewhere() -> None:
+    found = Quantization("awq", "int4", 4)
+    refusals = [judge(found, "cpu", 0, cpu)[1] for cpu in (AVX2, AVX512, Cpu(x86=False))]
+    assert "AVX-512" in refusals[0]
+    assert refusals[1:] == ["", ""]
 
 
 def test_the_cpu_s_instructions_are_read_from_the_kernel(tmp_path: Path) -> None:
-    (tmp_path / "with").write_text("flags : avx512f amx_bf16 amx_tile amx_int8")
-    (tmp_path / "without").write_text("flags : avx2")
-    assert [cpu_has_amx(tmp_path / name) for name in ("with", "without", "neither")] == [True, False, False]
+    (tmp_path / "amx").write_text("flags : sse2 avx512f amx_bf16 amx_tile amx_int8")
+    (tmp_path / "avx2").write_text("flags : sse2 avx2")
+    (tmp_path / "arm").write_text("Features : fp asimd bf16")
+    assert [this_cpu(tmp_path / name) for name in ("amx", "avx2", "arm")] == [AMX, AVX2, Cpu(x86=False)]
 
 
 def test_it_stands_in_the_model_s_reasons_and_in_its_refusal(tmp_path: Path) -> None:
