@@ -33,7 +33,6 @@ _KEYS = (
 _CHUNK_BYTES = 1 << 20
 _NAMES_SHOWN = 5
 _BUSY_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "TooManyRequests", "XMinioServerNotInitialized"})
-_CHANGED_CODES = frozenset({"PreconditionFailed", "NoSuchKey"})
 
 
 class FetchFailed(Exception):
@@ -99,8 +98,9 @@ class Storage:
         """
         key = {"Bucket": address.bucket, "Key": f"{address.prefix}/{file.name}"}
         with _translated(address):
-            answer = self._client().get_object(**key, IfMatch=f'"{file.etag}"')
-            if str(answer["ETag"]).strip('"') != file.etag:  # not every server knows If-Match
+            answer = self._client().get_object(**key)
+            if str(answer["ETag"]).strip('"') != file.etag:  # by us, because not every server knows If-Match
+                answer["Body"].close()
                 raise Changed(file.name)
             with closing(answer["Body"]) as body, path.open("wb") as target:
                 written = 0
@@ -203,7 +203,7 @@ def _of_answer(answer: dict[str, Any], address: Address) -> Exception:
     code = str(answer.get("Error", {}).get("Code", ""))
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     said = printable(f"{code}: {answer.get('Error', {}).get('Message', '')}")
-    if code in _CHANGED_CODES:
+    if code == "NoSuchKey":  # it was listed
         return Changed(said)
     if code == "NoSuchBucket":
         return FetchFailed(f"the bucket '{address.bucket}' does not exist")

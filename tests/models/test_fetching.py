@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,13 +199,31 @@ def test_an_adapter_that_is_replaced_while_it_is_fetched_is_of_one_time(
 ) -> None:
     content = {"adapter_config.json": CONFIG + b"\n", "adapter_model.safetensors": weights(fill=b"\7")}[replaced]
 
-    def replace(path: str) -> None:
+    def change(path: str) -> None:
         if path.endswith("adapter_model.safetensors"):  # the configuration is here already
             adapter.s3.before_get = None
             adapter.put(replaced, content)
 
-    adapter.s3.before_get = replace
+    adapter.s3.before_get = change
     assert (fetch(store, adapter) / replaced).read_bytes() == content
+
+
+def test_more_bytes_than_were_listed_are_refused(adapter: Adapter, tmp_path: Path) -> None:
+    storage, begun_bytes = Storage(), []
+    config, _ = storage.list_adapter(adapter.address, MAX_BYTES)
+    listed = replace(config, size_bytes=config.size_bytes - 1)
+    with pytest.raises(FetchFailed, match=f"was listed with {len(CONFIG) - 1}"):
+        storage.download(adapter.address, listed, tmp_path / "config", begun_bytes.append)
+    assert sum(begun_bytes) == len(CONFIG)
+
+
+def test_an_adapter_that_goes_while_it_is_fetched_is_told(store: Store, adapter: Adapter) -> None:
+    def delete(_: str) -> None:
+        adapter.s3.before_get = None
+        adapter.s3.client.delete_object(Bucket=BUCKET, Key=f"{adapter.address.prefix}/adapter_config.json")
+
+    adapter.s3.before_get = delete
+    assert failure(store, adapter) == "there is no adapter_config.json, but adapter_model.safetensors"
 
 
 def test_an_adapter_that_never_rests_is_refused(store: Store, adapter: Adapter) -> None:
@@ -243,6 +262,8 @@ def test_adapters_that_were_asked_for_make_room_for_others_and_configured_ones_s
 
 def test_an_adapter_that_is_too_large_is_refused_before_it_is_fetched(tmp_path: Path, adapter: Adapter) -> None:
     assert "max_adapter_bytes is 2,000" in failure(Store(tmp_path, Storage(), 2000), adapter)
+    adapter.put("adapter_config.json", b" " * (5 << 20))
+    assert "too many for a configuration" in failure(Store(tmp_path, Storage(), MAX_BYTES), adapter)
     assert adapter.downloads() == []
 
 

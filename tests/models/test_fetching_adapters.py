@@ -249,14 +249,16 @@ async def test_a_configured_adapter_is_the_same_by_its_place(setting: Setting) -
     assert setting.catalog.get(str(setting.address)) is None
 
 
-async def test_a_fetch_goes_on_when_its_client_leaves(setting: Setting) -> None:
-    reached, may_go_on = setting.hold_downloads()
+async def test_a_fetch_goes_on_when_the_client_leaves_who_began_it(setting: Setting) -> None:
+    begun, may_go_on = setting.hold_downloads()
     leaving = asyncio.create_task(setting.paths.resolve(str(setting.address)))
-    await setting.until(reached.is_set)
+    await setting.until(begun.is_set)
+    staying = asyncio.create_task(setting.paths.resolve(str(setting.address)))
+    await asyncio.sleep(0)  # it joins
     leaving.cancel()
     await asyncio.wait([leaving])
     may_go_on.set()
-    assert (await setting.paths.resolve(str(setting.address))).task is Task.ADAPTER
+    assert (await staying).task is Task.ADAPTER
     assert len(setting.s3.downloads(setting.address.prefix)) == 2
 
 
