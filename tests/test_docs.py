@@ -14,7 +14,7 @@ from app import health
 from app.config import ModelConfig, Settings
 from app.health import PATHS
 from app.reload import LIVE
-from app.routes import ROUTES
+from app.routes import ROUTES, TENSOR_ROUTES
 from app.websocket.endpoint import PATHS as WEBSOCKET_PATHS
 from models import errors as model_errors
 from utils.telemetry import Metrics, ModelGauge, Snapshot
@@ -105,7 +105,8 @@ def test_every_metric_is_documented_and_no_other() -> None:
 
 def test_every_route_is_documented_and_no_other() -> None:
     listed = {path.partition(" ")[2] or path for row in table("Route") for path in CODE.findall(row[0])}
-    assert listed == ROUTES.keys() | PATHS | WEBSOCKET_PATHS | CONTROL_ROUTES | {"/openapi.json"}
+    kserve = {"/v2", *(route.path for route in TENSOR_ROUTES)}
+    assert listed == ROUTES.keys() | PATHS | WEBSOCKET_PATHS | CONTROL_ROUTES | kserve | {"/openapi.json"}
 
 
 def test_the_errors_that_are_explained_exist() -> None:

@@ -95,7 +95,7 @@ def to_json(datatype: str, raw: bytes | memoryview) -> Array | list[str]:
         except UnicodeDecodeError:
             raise TensorError("holds bytes that are not UTF-8, which JSON cannot; ask for it as binary_data") from None
     array: Array = np.frombuffer(raw, DTYPES[datatype])
-    return (array.astype("<u4") << 16).view("<f4") if datatype == BF16 else array
+    return _widened(array) if datatype == BF16 else array
 
 
 def from_values(datatype: str, values: Sequence[Any]) -> bytes:
@@ -133,9 +133,11 @@ def _numbers(datatype: str, values: list[Any]) -> Array:
             array = np.array(values, "<f4" if datatype == BF16 else dtype)
     except OverflowError:
         raise TensorError(f"holds numbers beyond those of {datatype}") from None
-    if datatype in FLOATS and not np.isfinite(array).all():  # JSON has no infinity
-        raise TensorError(f"holds numbers beyond those of {datatype}")
-    return _bf16(array) if datatype == BF16 else array
+    if datatype == BF16:
+        array = _bf16(array)
+    if datatype in FLOATS and not np.isfinite(_widened(array) if datatype == BF16 else array).all():
+        raise TensorError(f"holds numbers beyond those of {datatype}")  # JSON has no infinity
+    return array
 
 
 def _bf16(values: Array) -> Array:
@@ -143,3 +145,8 @@ def _bf16(values: Array) -> Array:
     bits: Array = values.view("<u4").astype("<u8")
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return bits.astype("<u2")
+
+
+def _widened(bits: Array) -> Array:
+    """BF16 as float32."""
+    return (bits.astype("<u4") << 16).view("<f4")

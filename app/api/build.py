@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from app.api import control, docs, metrics, models
 from app.api.data_plane import documentation_router
+from app.api.kserve import kserve_router
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, RequestError, internal_error, protocol_of, render
 from app.state import AppState
 from models.errors import RoundhouseError
@@ -87,7 +88,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             title=app.title,
             version=app.version,
             description=app.description,
-            routes=[*documentation_router().routes, *app.routes],
+            routes=[*documentation_router().routes, *kserve_router().routes, *app.routes],
         )
         schemes = {
             "bearer": {"type": "http", "scheme": "bearer"},

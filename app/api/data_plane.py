@@ -29,6 +29,8 @@ HEALTH = {
     "/health": "What the server is doing, in counts, with the names of models for callers with a key",
     "/health/live": "200 as long as the process answers",
     "/health/ready": "200 while requests are taken and the scheduler makes progress",
+    "/v2/health/live": "As /health/live, for clients of KServe V2",
+    "/v2/health/ready": "As /health/ready, for clients of KServe V2",
 }
 EVENTS = """What happens, as server-sent events. First comes `snapshot`: every model's state and queue. Then `state`: a
 model's state has changed; `swap`: a model has come for which others had to leave; `queues`: how many requests run and

@@ -18,6 +18,7 @@ ASK_TIMEOUT_S = 5.0
 ASKED_AT_ONCE = 8
 MAX_ANSWER_BYTES = 16 << 20
 MAX_MODELS = 10_000
+MAX_NAME = 512
 NOT_FOUND = (400, 404)  # Triton's, by HTTP, and that of the protocol
 INDEX = "/v2/repository/index"
 INDEX_METHOD, METADATA_METHOD = "RepositoryIndex", "ModelMetadata"
@@ -179,8 +180,8 @@ async def _read(content: aiohttp.StreamReader) -> bytes:
 
 def _ready(models: Iterable[tuple[Any, Any]]) -> list[str]:
     """Each name once, though a server lists each version."""
-    names = (name for name, state in models if state in ("READY", "") and isinstance(name, str) and name)
-    return list(dict.fromkeys(names))
+    names = (name for name, state in models if state in ("READY", "") and isinstance(name, str))
+    return [name for name in dict.fromkeys(names) if 0 < len(name) <= MAX_NAME and name.isprintable()]
 
 
 def _of_messages(tensors: Iterable[Any]) -> tuple[Tensor, ...]:

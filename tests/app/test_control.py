@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.routes import ROUTES
+from app import health
+from app.routes import ROUTES, TENSOR_ROUTES
 from engines.base import Declaration, EngineStartError
 from engines.registry import create_factories
 from models.types import State
@@ -150,7 +151,8 @@ async def test_the_description_has_every_route_with_its_schema(served: Served) -
         assert "model" in api["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
     documented = {"/v1/models", "/v1/models/{model_id}", "/v1/model/load", "/v1/model/unload", "/metrics"}
     documented |= {"/v1/model/explain", "/v1/events"}
-    assert documented | {"/health", "/health/live", "/health/ready"} <= api["paths"].keys()
+    documented |= {"/v2", *(route.path for route in TENSOR_ROUTES)}
+    assert documented | health.PATHS <= api["paths"].keys()
     page = (await served.client.get("/docs")).text
     assert "https://" not in page
 
