@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import botocore.loaders
 import botocore.session
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -30,6 +31,7 @@ class S3:
         self.before_get: Callable[[str], None] | None = None
         self.spoil: Callable[[bytes], bytes] | None = None  # what of an object's bytes is sent
         self.client = _client("s3", url, key, secret)
+        self._loader = botocore.loaders.create_loader()
 
     def put(self, key: str, content: bytes, part_sizes: Iterable[int] = ()) -> None:
         """In parts of these sizes, where any are given."""
@@ -59,6 +61,7 @@ class S3:
         nowhere = {"AWS_CONFIG_FILE": "/nonexistent", "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent"}
         for name, value in {**given, **nowhere, "NO_PROXY": "127.0.0.1"}.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(botocore.session, "create_loader", lambda _: self._loader)  # else 0.1 s for each client
         self.before_get = self.spoil = None
         self.requests.clear()
 
