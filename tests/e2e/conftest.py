@@ -23,6 +23,7 @@ CROWD = 300  # requests that may wait for one model of the victim
 VICTIM_SETTINGS = """
 models:
   own: {engine: own, task: chat}
+  own-tensors: {engine: own, task: tensor}
   brief: {keep_alive_s: 0.01}
   narrow: {concurrency: 4}
   mistaken: {engine_args: {no-such-argument: 1}}
@@ -98,7 +99,8 @@ def victim(start: Start, folder: Path, demo_models: Path, tmp_path_factory: pyte
     """A server whose engines tests kill and whose folders they break; one is a package's, with an old library."""
     for model in (facts.QWEN3_CHAT, facts.LLAMA_CHAT):
         shutil.copytree(demo_models / model, folder / model)
-    (folder / "own").mkdir()
+    for model in ("own", "own-tensors"):
+        (folder / model).mkdir()
     (folder / "roundhouse.yaml").write_text(VICTIM_SETTINGS)
     engines = json.dumps({**json.loads(ON_TORCH), "own": own_engine(tmp_path_factory.mktemp("wheels"))})
     with start(models_dir=folder, max_queued_per_model=CROWD, engines=engines, allow_install=True) as server:

@@ -26,6 +26,9 @@ async def test_a_package_with_a_clashing_version_serves_beside_the_engines_in_th
         found, prefix = own.split()
         assert (found, "/environments/own-" in prefix) == (OLD_VERSION, True)
     assert victim.get("/health")["engines"]["own"]["environment_state"] == "ready"
+    question = {"inputs": [{"name": "which", "datatype": "INT8", "shape": [1], "data": [1]}]}
+    answer = victim.post("/v2/models/own-tensors/infer", question)
+    assert answer["outputs"] == [{"name": "version", "datatype": "BYTES", "shape": [1], "data": [OLD_VERSION]}]
     shown = victim.get("/v1/models/own")
     assert (shown["state"], shown["task"]) == ("ready", "chat")
     assert any("plugin_engines:Versions runs in an environment of its own" in reason for reason in shown["reasons"])

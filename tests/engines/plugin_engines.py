@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from roundhouse_engine import Engine, RequestError
+from roundhouse_engine import Engine, RequestError, Tensor
 
 
 class Echo(Engine):
@@ -59,6 +59,12 @@ class Echo(Engine):
     def rerank(self, query: str, documents: list[str]) -> list[float]:
         return [float(document.count(query)) for document in documents]
 
+    def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each twice as long."""
+        return {
+            f"two_{name}": Tensor(given.datatype, [2, *given.shape], given.raw * 2) for name, given in inputs.items()
+        }
+
     def health(self) -> bool:
         return not self.args.get("ill")
 
@@ -71,6 +77,9 @@ class Versions(Engine):
 
     def chat(self, messages: list[dict[str, Any]], params: dict[str, Any]) -> str:
         return f"{importlib.metadata.version(self.package)} {sys.prefix}"
+
+    def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"version": Tensor.of("BYTES", [1], [importlib.metadata.version(self.package)])}
 
 
 class Nothing(Engine):

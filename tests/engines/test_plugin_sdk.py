@@ -10,8 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import numpy as np
+import onnx
 import openai
 import pytest
+import tokenizers
+import tritonclient.http as kserve
 from roundhouse_engine.server import Server
 
 from tests.engines.plugin_engines import Echo
@@ -89,6 +93,47 @@ async def test_documents_are_ranked_in_each_of_the_known_forms(http: httpx.Async
     assert ranked == [{"index": 1, "score": 1.0}, {"index": 0, "score": 0.0}]
 
 
+@pytest.mark.parametrize("binary", [True, False])
+async def test_tensors_come_and_go_as_the_reference_client_has_them(http: httpx.AsyncClient, binary: bool) -> None:
+    arrays = {"a": np.array([[1.5, 2.5]], np.float32), "b": np.array(["x", "ä"], np.object_), "c": np.array([7, -7])}
+    inputs = []
+    for name, array in arrays.items():
+        datatype = {"f": "FP32", "O": "BYTES", "i": "INT64"}[array.dtype.kind]
+        given = kserve.InferInput(name, list(array.shape), datatype)
+        given.set_data_from_numpy(array, binary_data=binary)
+        inputs.append(given)
+    outputs = [kserve.InferRequestedOutput(f"two_{name}", binary_data=binary) for name in arrays]
+    client = kserve.InferenceServerClient
+    body, header_bytes = client.generate_request_body(inputs, outputs=outputs, request_id="7")
+    headers = {"Inference-Header-Content-Length": str(header_bytes)} if header_bytes else {}
+    answer = await http.post("/v2/models/m/infer", content=body, headers=headers)
+    length = answer.headers.get("Inference-Header-Content-Length")
+    assert (length is not None) == binary
+    result = client.parse_response_body(answer.content, header_length=int(length) if length else None)
+    assert result.get_response()["id"] == "7"
+    for name, array in arrays.items():
+        found = result.as_numpy(f"two_{name}")
+        if name == "b":
+            found = np.vectorize(lambda text: text if isinstance(text, str) else text.decode())(found)
+        assert found.tolist() == np.stack([array, array]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "said"),
+    [
+        ([{"name": "a", "datatype": "INT8", "shape": [2], "data": [1]}], [], "1 values for the shape [2]"),
+        ([{"name": "a", "datatype": "INT8", "shape": [1], "data": [999]}], [], "none of INT8"),
+        ([{"name": "a", "datatype": "INT8", "shape": [1], "data": [1]}], [{"name": "b"}], "no output 'b'"),
+    ],
+)
+async def test_tensors_that_are_none_are_refused(
+    http: httpx.AsyncClient, inputs: list[Any], outputs: list[Any], said: str
+) -> None:
+    answer = await http.post("/v2/models/m/infer", json={"inputs": inputs, "outputs": outputs})
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "param", "said"),
     [
@@ -160,3 +205,32 @@ async def test_its_health_is_what_the_engine_says_and_its_steps_go_on(http: http
     assert (await http.get("/health")).status_code == 503
     engine.args.clear()
     assert (await http.get("/elsewhere")).status_code == 404
+
+
+def test_the_example_in_the_docs_serves(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    module: dict[str, Any] = {}
+    exec(code, module)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"bad": 0, "good": 1}, unk_token="bad"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    save_bag_of_words(tmp_path / "model.onnx", [[2.0, -2.0], [-2.0, 2.0]])
+    engine = module["Sentiment"]()
+    engine.load(str(tmp_path), {"labels": ["no", "yes"]})
+    [no], [yes] = engine.classify(["bad"]), engine.classify(["good"])
+    assert no["no"] == pytest.approx(yes["yes"], rel=1e-4) == pytest.approx(0.982, abs=1e-3)
+
+
+def save_bag_of_words(path: Path, table: list[list[float]]) -> None:
+    """A model that adds up a row of logits for each token."""
+    ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, [1, None])
+    mask = onnx.helper.make_tensor_value_info("attention_mask", onnx.TensorProto.INT64, [1, None])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, 2])
+    rows = onnx.numpy_helper.from_array(np.array(table, np.float32), "table")
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        onnx.helper.make_node("ReduceSum", ["rows", "axes"], ["logits"], keepdims=0),
+    ]
+    graph = onnx.helper.make_graph(nodes, "bag", [ids, mask], [logits], [rows, axes])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)

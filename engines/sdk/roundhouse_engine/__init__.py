@@ -18,7 +18,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Engine", "RequestError"]
+from .errors import RequestError
+from .tensors import Tensor
+
+__all__ = ["Engine", "RequestError", "Tensor"]
 
 
 class Engine:
@@ -30,6 +33,7 @@ class Engine:
     `embed(texts)` returns a vector of floats for each text.
     `rerank(query, documents)` returns a score for each document.
     `classify(texts)` returns `{label: probability}` for each text.
+    `predict(inputs)` takes and returns a `Tensor` for each name (KServe V2).
 
     They are plain methods, not `async`. An exception is told to the client as the engine's error, and its traceback is
     in the log; `RequestError` is the client's fault.
@@ -44,12 +48,3 @@ class Engine:
     def health(self) -> bool:
         """Whether it can serve. Called in a thread of its own, at any time after `load`."""
         return True
-
-
-class RequestError(Exception):
-    """The request is at fault: `message` says what is wrong and what to do, `param` which field of it."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param

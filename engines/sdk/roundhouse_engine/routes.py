@@ -35,7 +35,8 @@ def call(engine: Engine, path: str, body: Any, follow: Follow) -> Answer:
 
 
 def _served(engine: Engine) -> str:
-    return "it serves " + ", ".join(path for path, (method, _) in ROUTES.items() if hasattr(engine, method))
+    served = [path for path, (method, _) in ROUTES.items() if hasattr(engine, method)]
+    return f"it serves {', '.join([*served, INFER] if hasattr(engine, 'predict') else served)}"
 
 
 class NotSupported(Exception):
@@ -219,7 +220,8 @@ def _classify(engine: Any, body: Body, follow: Follow) -> Answer:
     return {"object": "list", "data": data, "model": body.get("model"), "usage": None}
 
 
-METHODS = ("chat", "complete", "embed", "rerank", "classify")
+METHODS = ("chat", "complete", "embed", "rerank", "classify", "predict")
+INFER = "/v2/models/{name}/infer"
 ROUTES: dict[str, tuple[str, Route]] = {
     "/v1/chat/completions": ("chat", _chat),
     "/v1/completions": ("complete", _complete),
@@ -237,6 +239,8 @@ ROUTES: dict[str, tuple[str, Route]] = {
 
 
 def error(path: str, message: str, status: int, kind: str, param: str | None, code: str | None) -> Body:
+    if path.startswith("/v2/models/"):
+        return {"error": message}
     if path in ("/v1/messages", "/v1/messages/count_tokens"):
         return {"type": "error", "error": {"type": kind, "message": message}}
     if path in ("/v2/rerank", "/v2/embed"):

@@ -15,10 +15,12 @@ from typing import Any
 
 from . import Engine, RequestError
 from .routes import DONE, Events, NotSupported, call, dump, error, event
+from .tensors import infer
 
 LOOK_S = 0.2  # how often one that waits for its turn looks whether its client is still there
 QUIET_S = 120  # so long a call may do nothing that shows; afterwards Roundhouse judges by its CPU time
 STEP_S = 5
+HEADER_BYTES = "Inference-Header-Content-Length"
 
 
 class ClientGone(Exception):
@@ -76,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/engine/progress":
             self._send(200, str(self.server.progress()).encode(), "text/plain")
-        elif self.path == "/health":
+        elif self.path == "/health" or self.path.endswith("/ready"):
             healthy = self._is_healthy()
             self._send(200 if healthy else 503, dump({"status": "ok" if healthy else "unhealthy"}))
         else:
@@ -86,6 +88,9 @@ class Handler(BaseHTTPRequestHandler):
         try:
             raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with self.server.turn(self):
+                if self.path.startswith("/v2/models/") and hasattr(self.server.engine, "predict"):
+                    self._infer(raw)
+                    return
                 answer = call(self.server.engine, self.path, json.loads(raw), self._follow)
                 if isinstance(answer, (dict, list)):
                     self._send(200, dump(answer))
@@ -101,6 +106,14 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as failure:  # of the engine's: the next request may well be answered
             traceback.print_exc()
             self._send_error(_told(failure), 500, code="engine_error")
+
+    def _infer(self, raw: bytes) -> None:
+        given = self.headers.get(HEADER_BYTES)
+        body, header_bytes = infer(self.server.engine, raw, int(given) if given else None)
+        if header_bytes is None:
+            self._send(200, body)
+        else:
+            self._send(200, body, "application/octet-stream", (HEADER_BYTES, str(header_bytes)))
 
     def check_client(self) -> None:
         """Raises ClientGone once the connection is closed from the other side."""
@@ -153,14 +166,14 @@ class Handler(BaseHTTPRequestHandler):
         kind = "server_error" if status >= 500 else "invalid_request_error"
         self._send(status, dump(error(self.path, message, status, kind, param, code)))
 
-    def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
-        self._head(status, kind, ("Content-Length", str(len(body))))
+    def _send(self, status: int, body: bytes, kind: str = "application/json", *more: tuple[str, str]) -> None:
+        self._head(status, kind, ("Content-Length", str(len(body))), *more)
         self.wfile.write(body)
 
-    def _head(self, status: int, kind: str, length: tuple[str, str]) -> None:
+    def _head(self, status: int, kind: str, *more: tuple[str, str]) -> None:
         self.send_response_only(status)
-        self.send_header("Content-Type", kind)
-        self.send_header(*length)
+        for name, value in (("Content-Type", kind), *more):
+            self.send_header(name, value)
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
