@@ -1,8 +1,7 @@
 """Tensors through the router against the same server asked directly, by the same client (tritonclient, HTTP, binary).
 
-The server is Triton with a Python model that gives back what it gets: an image (3 × 224 × 224 numbers, 0.6 MB), and a
-tensor of 16 MiB. Through us, Triton is asked by gRPC and by HTTP. Blocks alternate, so that whatever else the machine does
-meets all of them.
+The server is Triton with a Python model that gives back what it gets: as much as an image (0.6 MB), and 16 MiB. Through
+us, Triton is asked by gRPC and by HTTP. Blocks alternate, so that whatever else the machine does meets all of them.
 
     python -m bench.kserve [--blocks 10] [--images 30] [--large 3]
 

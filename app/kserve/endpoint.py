@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from app.asgi import Bodies, Exchange
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, Rendered
 from app.kserve.forwarding import Forwarding, Unreachable, off_loop
-from app.kserve.infer_request import InferRequest, check, decompressed, parse
 from app.proxy import NotServed
 from app.routes import TENSOR_ROUTES, check_task
 from app.state import AppState
@@ -22,6 +21,9 @@ from models.errors import Busy, Unavailable
 from models.manager import Lease
 from models.types import ModelSpec, Signature, Tensor
 from utils.version import own_version
+
+if TYPE_CHECKING:
+    from app.kserve.infer_request import InferRequest
 
 ROOT = "/v2"
 MODEL_PATH = re.compile(r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<action>/ready|/infer)?")
@@ -78,8 +80,7 @@ class KServe:
     async def _infer(self, exchange: Exchange, name: str, version: str) -> None:
         body = await exchange.read_body(self._bodies)
         spec = self._spec(exchange, name, version)
-        request = await self._parsed(exchange, body)
-        check(request, spec)
+        request = await self._parsed(exchange, body, spec)
 
         async def forward(lease: Lease) -> None:
             await self._forwarding.infer(exchange, lease, request, body, version)
@@ -99,16 +100,18 @@ class KServe:
             raise Unavailable(text, retry_after_s=NOT_READY_RETRY_S)
         await exchange.respond(Rendered(200, [(b"content-length", b"0")], b""))
 
-    async def _parsed(self, exchange: Exchange, body: bytes) -> InferRequest:
+    async def _parsed(self, exchange: Exchange, body: bytes, spec: ModelSpec) -> InferRequest:
         """Of a compressed body, what it holds counts as body, too."""
+        from app.kserve.infer_request import decompressed, read  # brings numpy, as whatever has such models does
+
         header_bytes = _length(exchange.headers.get(b"inference-header-content-length"))
         encoding = exchange.headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
         if encoding == "identity":
-            return await off_loop(len(body), lambda: parse(body, header_bytes))
+            return await off_loop(len(body), lambda: read(body, header_bytes, spec))
         unpacked = await asyncio.to_thread(decompressed, body, encoding, self._bodies.max_bytes)
         self._bodies.take(len(unpacked))
         exchange.body_bytes += len(unpacked)
-        return await off_loop(len(unpacked), lambda: parse(unpacked, header_bytes))
+        return await off_loop(len(unpacked), lambda: read(unpacked, header_bytes, spec))
 
     async def _with_lease(self, exchange: Exchange, spec: ModelSpec, use: Any) -> None:
         """Sends again only what reached no server: there may be another, or it may be back."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -13,12 +13,14 @@ import aiohttp
 from app.asgi import ClientGone, Exchange
 from app.errors import Header, InvalidRequest, NotFound, RequestError
 from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, read_checked, why_unreached
-from app.kserve.infer_request import InferRequest
 from app.proxy import AnswerCutOff, NotServed
 from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstream, Upstreams
 from engines.base import Outcome
 from models.errors import EngineGone, RoundhouseError, Unavailable
 from models.manager import Lease
+
+if TYPE_CHECKING:
+    from app.kserve.infer_request import InferRequest
 
 T = TypeVar("T")
 

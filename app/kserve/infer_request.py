@@ -71,6 +71,13 @@ def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
     return unpacked
 
 
+def read(body: bytes, header_bytes: int | None, spec: ModelSpec) -> InferRequest:
+    """The request in `body`, which is one for `spec`. Raises InvalidRequest."""
+    request = parse(body, header_bytes)
+    check(request, spec)
+    return request
+
+
 def parse(body: bytes, header_bytes: int | None) -> InferRequest:
     """`header_bytes`: the length of the JSON at the body's beginning; None: all of it. Raises InvalidRequest."""
     if header_bytes is not None and not 0 < header_bytes <= len(body):
