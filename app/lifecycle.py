@@ -168,11 +168,11 @@ class Lifecycle:
         self._tasks = []
         if self._watcher is not None:
             await self._watcher.stop()
+        await self._fetcher.close()
 
     async def _end(self) -> None:
         await self._stop_tasks()
         if self._state.phase != "stopping":  # the server ended without a signal
             self._state.phase = "stopping"
             await self._state.manager.close(0.0)
-        await self._fetcher.close()
         await self._upstreams.close()

@@ -117,8 +117,11 @@ class Fetcher:
         while True:
             pause_s = self._check_every_s
             try:
-                path = await self._watched(model_id, one, listed=path is not None)
-                await self._list(model_id, one, path)
+                newest = await self._watched(model_id, one, listed=path is not None)
+                await self._list(model_id, one, newest)
+                if newest != path:
+                    path = newest
+                    log.info("%s: fetched from %s", model_id, one.address)
                 retry_s = self._retry_s
             except FetchFailed as error:
                 pause_s, retry_s = retry_s, min(2 * retry_s, MAX_RETRY_S)
