@@ -7,7 +7,9 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from app.config import Settings
 from engines import registry
 from engines.base import Declaration, EngineContext, ListsModels
 from models.types import Registered, Task
@@ -91,3 +93,26 @@ def test_packages_register_architectures_and_a_faulty_entry_is_named(monkeypatch
         (False,) * 2,
     ]
     assert all("write engine:task" in fault and "chat" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "said"),
+    [
+        ("a/b", {}, "pattern"),
+        ("own", {"class": "no_class"}, "package.module:Class"),
+        ("own", {"class": "a:B", "path": "relative"}, "the whole path"),
+        ("own", {"class": "a:B", "requirements": ["one\ntwo"]}, "one requirement to each entry"),
+        ("own", {"requirements": ["one"]}, "need `class: package.module:Class`"),
+        ("own", {"class": "a:B", "kind": "openai", "url": "http://x"}, "exclude each other"),
+    ],
+)
+def test_a_declaration_that_cannot_be_meant_is_refused(name: str, entry: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Settings(engines={name: entry})
+
+
+def test_a_declared_class_is_told_what_may_be_installed_and_for_how_long() -> None:
+    entry = {"class": "a:B", "requirements": ["one==1"], "path": "/srv"}
+    declared = Settings(engines={"own": entry}, allow_install=True, install_timeout_s=5).declarations()["own"]
+    assert (declared.class_path, declared.path, declared.requirements) == ("a:B", "/srv", ("one==1",))
+    assert (declared.install, declared.install_timeout_s) == (True, 5)
