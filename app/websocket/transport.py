@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 
@@ -75,6 +76,9 @@ class _GuardedWebSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     async def send(self, message: Any) -> None:
+        await self.writable.wait()
+        if self.close_sent and self.initial_response is None:  # refused meanwhile; uvicorn would call it a fault of ours
+            raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
             self.handshake_complete = True  # by a refusal; uvicorn would log it as a fault of ours
@@ -91,7 +95,9 @@ class _GuardedWebSocket(WebSocketsSansIOProtocol):
         self._hold(held_bytes)
         if self._held.count_bytes > self._held.limit_bytes:
             self._fail(CloseCode.TRY_AGAIN_LATER, "too many large messages at once")
-        elif held_bytes and self._read_timer is None:
+        elif not held_bytes:
+            self._stop_read_timer()  # what came in parts was a ping, a pong
+        elif self._read_timer is None:
             self._read_timer = self.loop.call_later(self._limits.read_timeout_s, self._read_too_slow)
 
     def _unfinished_bytes(self) -> int:
@@ -110,10 +116,13 @@ class _GuardedWebSocket(WebSocketsSansIOProtocol):
             self.send_receive_event_to_app()
 
     def send_receive_event_to_app(self) -> None:
+        self._stop_read_timer()
+        super().send_receive_event_to_app()
+
+    def _stop_read_timer(self) -> None:
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
-        super().send_receive_event_to_app()
 
     def _read_too_slow(self) -> None:
         self._read_timer = None

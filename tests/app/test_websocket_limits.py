@@ -14,6 +14,7 @@ import pytest
 from app.websocket import connection, endpoint, transport
 from tests.app.serving import Served, serving
 from tests.app.websocket_client import WAIT_S, connected, delta, refusal, saying, until_idle
+from utils.logging import logger
 
 KEY = "long-enough"
 MODEL = {"model": "other"}
@@ -124,6 +125,39 @@ async def test_what_is_no_message_ends_its_connection_and_no_other(monkeypatch: 
                 assert await client.close_code() == code
         await other.send("ping")
         assert await other.next() == {"type": "pong"}
+
+
+async def test_a_ping_that_comes_in_parts_is_no_message_that_does_not_arrive() -> None:
+    async with serving(request_read_timeout_s=0.1) as served, raw(served) as client:
+        ping = frame(b"abc", PING)
+        for part in (ping[:3], ping[3:]):
+            client.writer.write(part)
+            await served.client.get("/health/live")  # the part before has been read
+        assert await client.reader.readexactly(5) == bytes((PING + 1 | FINAL, 3)) + b"abc"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.read(), 0.2)
+
+
+async def test_a_connection_that_is_refused_in_the_middle_of_an_answer_is_no_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "LINGER_S", 0.05)
+    faults: list[str] = []
+    sink = logger.add(faults.append, level="ERROR")
+    try:
+        async with serving(max_body_bytes=4096) as served:
+            for _ in range(3):
+                async with connected(served) as client:
+                    await client.generate("s", {"stream": [delta(content="x")], "times": 20_000}, **MODEL)
+                    await client.next()
+                    with pytest.raises(EOFError):
+                        await client.socket.send_str("x" * 5000)
+                        while True:
+                            await client.next()
+            await until_idle(served)
+    finally:
+        logger.remove(sink)
+    assert faults == []
 
 
 async def test_a_client_that_still_sends_a_message_that_is_too_large_gets_to_read_so() -> None:
