@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ from models.types import Signature, Tensor
 from utils.kserve_grpc import CallFailed, KServeChannel, Unreached, service_pb2
 
 ASK_TIMEOUT_S = 5.0
+ALL_TIMEOUT_S = 60.0
 ASKED_AT_ONCE = 8
 MAX_ANSWER_BYTES = 16 << 20
 MAX_MODELS = 10_000
@@ -53,33 +54,32 @@ def lists_at(url: str, headers: Mapping[str, str]) -> Lists:
 
 async def ask(server: Lists, names: Iterable[str] | None) -> dict[str, Signature]:
     """All that `server` has, or those of `names` that it has. Raises ListingFailed."""
+    try:
+        async with asyncio.timeout(ALL_TIMEOUT_S):
+            return await _ask(server, names)
+    except TimeoutError:
+        raise ListingFailed(f"it does not tell of all its models within {ALL_TIMEOUT_S:g} s") from None
+
+
+async def _ask(server: Lists, names: Iterable[str] | None) -> dict[str, Signature]:
     wanted = list(names) if names is not None else await server.index()
     if len(wanted) > MAX_MODELS:
         raise ListingFailed(f"it lists {len(wanted)} models, more than {MAX_MODELS}")
     places = asyncio.Semaphore(ASKED_AT_ONCE)
 
-    async def one(name: str) -> Signature | None:
+    async def one(name: str) -> Signature:
         async with places:
-            try:
-                return await server.signature(name)
-            except NoSuchModel:  # unloaded meanwhile
-                return None
+            return await server.signature(name)
 
-    found = await _all(one, wanted)
-    return {name: signature for name, signature in zip(wanted, found, strict=True) if signature is not None}
-
-
-async def _all(ask_one: Callable[[str], Awaitable[Signature | None]], names: Sequence[str]) -> list[Signature | None]:
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_awaited(ask_one(name))) for name in names]
-    except* ListingFailed as failures:
-        raise failures.exceptions[0] from None  # the first of them ended the others
-    return [task.result() for task in tasks]
-
-
-async def _awaited(asked: Awaitable[Signature | None]) -> Signature | None:
-    return await asked
+    # No TaskGroup: where one of its tasks fails at that moment, it forgets that it was cancelled itself.
+    told = await asyncio.gather(*(one(name) for name in wanted), return_exceptions=True)
+    found: dict[str, Signature] = {}
+    for name, signature in zip(wanted, told, strict=True):
+        if isinstance(signature, Signature):
+            found[name] = signature
+        elif not isinstance(signature, NoSuchModel):  # that one was unloaded meanwhile
+            raise signature
+    return found
 
 
 class GrpcLists:
