@@ -25,6 +25,7 @@ from utils.logging import logger
 MAX_TASKS = 64  # sessions and changes of the adapter at once, on one connection
 ROUTE = ROUTES["/v1/chat/completions"]
 CLOSE_UNAUTHORIZED = 4401
+AUTH_MAX_CHARS = 1 << 14  # strangers have nothing longer to say that would be worth the time to parse it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Connection:
         try:
             async with asyncio.timeout(limit_s):
                 text = await self._next()
-            message = messages.read_message(messages.read_document(text))
+            message = messages.read_message(messages.read_document(text)) if len(text) <= AUTH_MAX_CHARS else None
             if not isinstance(message, Auth):
                 text = 'The first message must be {"type": "auth", "key": …}, as the handshake had no API key.'
                 raise Unauthorized(text)

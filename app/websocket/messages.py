@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from app.errors import InvalidRequest, RequestError
 from app.request_body import MODEL_NAME_MAX, parse_document
 
 SESSION_ID_MAX = 256
 FAULTS_TOLD = 3  # of one message
+FIELDS_MAX = 64  # several times as many as any message has: each that is not known would be a fault of its own
 SAMPLING = {"max_tokens", "temperature", "top_k", "top_p"}
 
 
@@ -52,7 +53,7 @@ class Generate(Incoming):
 
     type: Literal["generate"]
     session_id: str = Field(min_length=1, max_length=SESSION_ID_MAX)
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Annotated[list[dict[str, Any]], FailFast()] = Field(min_length=1)
     system_prompt: str | None = None
     model: str | None = Field(None, min_length=1, max_length=MODEL_NAME_MAX)
     max_tokens: int | None = None
@@ -105,6 +106,8 @@ def read_message(document: dict[str, Any]) -> Incoming:
     if kind is None:
         problem = "is missing" if name is None else f"cannot be {str(name)[:80]!r}"
         raise InvalidRequest(f"`type` {problem}; it is one of {', '.join(KINDS)}.", param="type")
+    if len(document) > FIELDS_MAX:
+        raise InvalidRequest(f"The message has more than {FIELDS_MAX} fields; it has {', '.join(kind.model_fields)}.")
     try:
         return kind.model_validate(document)
     except ValidationError as error:

@@ -77,8 +77,8 @@ class _GuardedWebSocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await self.writable.wait()
-        if self.close_sent and self.initial_response is None:  # refused meanwhile; uvicorn would call it a fault of ours
-            raise ClientDisconnected
+        if self.close_sent and self.initial_response is None:
+            raise ClientDisconnected  # by our refusal of what it sent; uvicorn would call it a fault of the app
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
             self.handshake_complete = True  # by a refusal; uvicorn would log it as a fault of ours
