@@ -35,10 +35,18 @@ ERROR_FIELDS: dict[Protocol, str] = {
 }
 
 
+class NoAnswer(EngineGone):
+    """`said`, the beginning of what came in place of one, is for this client alone, and `why` for everybody."""
+
+    def __init__(self, message: str, why: str, said: str = "") -> None:
+        super().__init__(message + said + ".")
+        self.why = why
+
+
 async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protocol: Protocol) -> bytes:
     """The beginning of the answer's body: all of it where that was checked, nothing of a stream.
 
-    Raises EngineGone for what is no answer, Unavailable and InvalidRequest for refusals (statuses 400 to 499) that
+    Raises NoAnswer for what is no answer, Unavailable and InvalidRequest for refusals (statuses 400 to 499) that
     clients of `protocol` cannot read, and aiohttp's errors where it breaks off.
     """
     who, status = f"The server of '{spec.id}'", response.status
@@ -46,9 +54,8 @@ async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protoc
         text = f"{who} refuses the key that it was given, or wants one. See api_key_env of {spec.engine}."
         raise Unavailable(text, retry_after_s=KEY_RETRY_S)
     if not (200 <= status < 300 or status >= FIRST_ERROR):
-        raise EngineGone(
-            f"{who} wants the request to be sent elsewhere (status {status}). See the url of {spec.engine}."
-        )
+        what = f"wants the request to be sent elsewhere (status {status}). See the url of {spec.engine}"
+        raise NoAnswer(f"{who} {what}", f"it {what}")
     if status < FIRST_ERROR and (response.content_type == EVENT_STREAM or "Content-Encoding" in response.headers):
         return b""
     body = await read_up_to(response.content, CHECKED_BYTES)
@@ -60,8 +67,10 @@ async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protoc
         document, what = None, " and no JSON"
     told = isinstance(document, dict) and ERROR_FIELDS[protocol] in document
     if what or (status >= FIRST_ERROR and not told):
-        kind = InvalidRequest if FIRST_ERROR <= status < FIRST_FAILURE else EngineGone
-        raise kind(f"{who} answered with status {status}{what}: {shown(body)}.")
+        what, said = f"answered with status {status}{what}", f": {shown(body)}"
+        if FIRST_ERROR <= status < FIRST_FAILURE:
+            raise InvalidRequest(f"{who} {what}{said}.")
+        raise NoAnswer(f"{who} {what}", f"it {what}", said)
     return body
 
 

@@ -18,7 +18,7 @@ import orjson
 from app.asgi import Bodies, ClientGone, Exchange
 from app.default_model import default_model
 from app.errors import Header, render_event
-from app.foreign import EVENT_STREAM, FIRST_ERROR, FIRST_FAILURE, read_checked, read_up_to, why_unreached
+from app.foreign import EVENT_STREAM, FIRST_ERROR, FIRST_FAILURE, NoAnswer, read_checked, read_up_to, why_unreached
 from app.request_body import RequestBody, parse_body, parse_document
 from app.routes import Route, check_task
 from app.state import AppState
@@ -184,7 +184,7 @@ class DataPlane:
             lease.fails("it broke off its answer")
             raise
         except EngineGone as error:
-            lease.fails(error.message)
+            lease.fails(error.why if isinstance(error, NoAnswer) else error.message)
             raise
         finally:
             upstream.running -= 1

@@ -12,7 +12,7 @@ import aiohttp
 
 from app.asgi import ClientGone, Exchange
 from app.errors import Header, InvalidRequest, NotFound, RequestError
-from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, read_checked, why_unreached
+from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, NoAnswer, read_checked, why_unreached
 from app.proxy import AnswerCutOff, NotServed
 from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstream, Upstreams
 from engines.base import Outcome
@@ -109,7 +109,7 @@ class Forwarding:
             lease.fails("it broke off its answer")
             raise
         except EngineGone as error:
-            lease.fails(error.message)
+            lease.fails(error.why if isinstance(error, NoAnswer) else error.message)
             raise
 
     async def _by_http(self, exchange: Exchange, lease: Lease, path: str, body: bytes) -> None:
