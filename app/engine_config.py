@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,6 +17,14 @@ URL_FORMS = {
 }
 CLASS_FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 VARIABLE_FORM = re.compile(r"[A-Za-z_]\w*")
+
+
+def _is_usable(url: str) -> bool:
+    """Whether a request can be sent there: its port, where it names one, is one."""
+    try:
+        return url.isascii() and urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 class EngineConfig(BaseModel):
@@ -73,9 +82,11 @@ class EngineConfig(BaseModel):
         if not given or (self.url and self.urls):
             raise ValueError(f"`kind: {kind}` needs `url`, or several `urls`, and not both")
         for url in given:
-            if not URL_FORMS[kind].fullmatch(url):
+            if not URL_FORMS[kind].fullmatch(url) or not _is_usable(url):
                 example = "http://127.0.0.1:8000/v1" if kind == "openai" else "grpc://127.0.0.1:8001"
                 raise ValueError(f"{url!r} is no URL of such a server; write it like {example}, without credentials")
+        if len({url.rstrip("/").removesuffix("/v1") for url in given}) < len(given):
+            raise ValueError("`urls` names a server twice")
 
     @field_validator("class_", mode="after")
     @classmethod

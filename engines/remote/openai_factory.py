@@ -20,7 +20,7 @@ from engines.base import Endpoint, EngineContext, Verdict
 from engines.remote.breaker import CircuitState
 from engines.remote.listing import KeptLists, Listed, Listing, NoList, ask
 from engines.remote.remote_engine import RemoteEngine
-from engines.remote.servers import Key, Server, Servers
+from engines.remote.servers import API, Key, Server, Servers
 from models.discovery.evidence import task_by_name
 from models.types import ModelSpec
 
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 ASK_S = 10.0  # so often is each server asked what it has …
 ASK_DOWN_S = 5.0  # … and one that did not answer
 FIRST_S = 1.0  # for a server of which nothing is known to say what it has, before anybody is told anything
-API = "/v1"  # stands in the routes; in a configured URL it says the same again
 KEEP_ALIVE_S = 3.0
 
 Tell = Callable[[Sequence[ModelSpec]], None]

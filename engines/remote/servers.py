@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from engines.base import Declaration, EngineUnavailable
 from engines.remote.breaker import Breaker, CircuitState, Clock, choose
 
+API = "/v1"  # stands in the routes; in a configured URL it says the same again
 TRIAL_RETRY_S = 1.0  # for those who come while the one trial is under way
 KEY_RETRY_S = 60.0  # the environment of a running process does not change; its operator may start it anew
 
@@ -24,12 +24,12 @@ class Server:
 
     url: str
     breaker: Breaker
-    host: str = field(init=False)  # with its port, where one is named
+    host: str = field(init=False)  # with its port and path, where they are named
     asked_error: str | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)  # once, with or without an answer
 
     def __post_init__(self) -> None:
-        self.host = urlsplit(self.url).netloc
+        self.host = self.url.partition("://")[2].removesuffix(API)
 
     def state(self) -> dict[str, Any]:
         """For /health and the metrics."""

@@ -94,6 +94,10 @@ def test_unknown_keys_are_errors_that_name_the_nearest_key_and_the_line(config_f
         ("a: [", "not valid YAML"),
         ("1: 2", "must be a mapping"),
         ("x: &x [*x]", "unknown key"),
+        ("engines: {box: {kind: openai, url: 'http://me:secret@gpu0'}}", "without credentials"),
+        ("engines: {box: {kind: openai, url: 'http://gpu0:99999/v1'}}", "is no URL of such a server"),
+        ("engines: {box: {kind: openai, url: 'http://gpü'}}", "is no URL of such a server"),
+        ("engines: {box: {kind: openai, urls: ['http://gpu0', 'http://gpu0/v1/']}}", "names a server twice"),
         ("port: !!python/object/apply:os.system [id]", "not valid YAML"),
     ],
 )

@@ -181,6 +181,12 @@ def test_the_state_of_each_server_is_told(clock: Clock) -> None:
     assert one.state() == [told | {"error": "it broke"}]
 
 
+def test_servers_behind_one_host_are_told_apart() -> None:
+    urls = ("http://gate:80/a/v1", "http://gate:80/b", "https://far/v1")
+    told = Servers("box", Declaration("openai", urls)).state()
+    assert [server["host"] for server in told] == ["gate:80/a", "gate:80/b", "far"]
+
+
 @pytest.mark.parametrize("value", ["", "  ", "sk-tab\there", "schlüssel"])
 def test_a_key_that_is_missing_or_none_is_told_by_its_variable_alone(value: str) -> None:
     key = Key.read(Declaration(api_key_env="BOX_KEY"), {"BOX_KEY": value})
