@@ -84,7 +84,8 @@ class EngineConfig(BaseModel):
         for url in given:
             if not URL_FORMS[kind].fullmatch(url) or not _is_usable(url):
                 example = "http://127.0.0.1:8000/v1" if kind == "openai" else "grpc://127.0.0.1:8001"
-                raise ValueError(f"{url!r} is no URL of such a server; write it like {example}, without credentials")
+                shown = url if "@" not in url else "…@" + url.rpartition("@")[2]  # /health shows this text to everybody
+                raise ValueError(f"{shown!r} is no URL of such a server; write it like {example}, without credentials")
         if len({url.rstrip("/").removesuffix("/v1") for url in given}) < len(given):
             raise ValueError("`urls` names a server twice")
 
