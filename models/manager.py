@@ -80,7 +80,7 @@ class ModelManager:
         self._footprints = FootprintStore(state_dir / "footprints.json")
         self._roster = Roster(catalog, self.servable, self._footprints)
         self._runner = Runner(self)
-        self._preparations = Preparations(factories)
+        self._preparations = Preparations(factories, lambda: self.scheduler.policy.max_queued)
         self._leases = Leases(self._roster, self._runner, self._loop, self._ask, self._preparations)
         self._watchdog = Watchdog(lambda: self.scheduler.stuck(clock()), self._loop.tick, clock)
         self._measurer = Measurer(self._runner, lambda: self.scheduler, clock)
@@ -175,6 +175,7 @@ class ModelManager:
                 self._preloads.load(base)
                 return self.status(base.id)
             await self._preparations.make(base)
+            base = self._roster.base(self._roster.current(spec))  # it may have gone meanwhile
         ticket = self._loop.tickets.next()
         future = self._ask(ticket, base, holds=False)
         if future is not None and (wait or future.done()):

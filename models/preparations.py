@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from engines.base import EngineFactory, EngineStartError, EngineUnavailable, Prepares
 from models.errors import ModelUnusable, Unavailable
-from models.scheduling.refusals import shutting_down
+from models.scheduling.refusals import queue_full, shutting_down
 from models.types import ModelSpec
+
+RETRY_S = 5.0  # for those who are not let in to wait
 
 
 class Preparations:
     """Asks the factories that have something to prepare; the others cost one look into a table."""
 
-    def __init__(self, factories: Mapping[str, EngineFactory]) -> None:
+    def __init__(self, factories: Mapping[str, EngineFactory], most: Callable[[], int]) -> None:
+        """`most`: how many requests may wait at once (`max_queued`)."""
+        self._most = most
         self._factories = {name: factory for name, factory in factories.items() if isinstance(factory, Prepares)}
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
@@ -28,9 +32,11 @@ class Preparations:
         return self._factories[spec.engine].preparing(spec) if self.needed(spec) else None
 
     async def make(self, spec: ModelSpec) -> None:
-        """Returns once engines for `spec` can be loaded. Raises Unavailable, ModelUnusable and ShuttingDown."""
+        """Returns once engines for `spec` can be loaded. Raises Unavailable, ModelUnusable, Busy and ShuttingDown."""
         if self._closed:
             raise shutting_down()
+        if len(self._waiting) >= self._most():
+            raise queue_full(len(self._waiting), "max_queued", spec.id, RETRY_S)
         making = asyncio.ensure_future(self._factories[spec.engine].prepare(spec))
         self._waiting.add(making)
         try:

@@ -10,7 +10,7 @@ import pytest
 
 from engines.base import EngineUnavailable
 from models.catalog import Catalog
-from models.errors import ShuttingDown, Unavailable
+from models.errors import Busy, ShuttingDown, Unavailable, UnknownModel
 from models.manager import ModelManager
 from models.scheduling.policy import Policy
 from models.types import ModelSpec, State
@@ -109,6 +109,29 @@ async def test_a_load_that_nobody_waits_for_comes_once_it_can(manager: ModelMana
     await own.asked.wait()
     own.may_prepare.set()
     await until(manager, "org/own", State.READY)
+
+
+async def test_a_model_that_goes_meanwhile_is_told_as_removed_and_others_are_served(
+    manager: ModelManager, own: PreparingFactory
+) -> None:
+    loading = asyncio.create_task(manager.load(OWN))
+    await own.asked.wait()
+    manager.catalog.replace([A, B])
+    own.may_prepare.set()
+    with pytest.raises(UnknownModel, match="was removed"):
+        await loading
+    assert (manager.trouble(), await use(manager, "org/a")) == (None, "org/a")
+
+
+async def test_those_beyond_the_bound_are_refused_at_once(manager: ModelManager, own: PreparingFactory) -> None:
+    manager.set_policy(Policy(max_queued=2))
+    waiting = [asyncio.create_task(use(manager, "org/own")) for _ in range(2)]
+    await own.asked.wait()
+    with pytest.raises(Busy, match="max_queued") as caught:
+        await use(manager, "org/own")
+    assert caught.value.retry_after_s
+    own.may_prepare.set()
+    assert await asyncio.gather(*waiting) == ["org/own", "org/own"]
 
 
 async def test_the_end_waits_for_none_of_it(manager: ModelManager, own: PreparingFactory) -> None:
