@@ -144,7 +144,7 @@ def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: 
         data_plane=DataPlane(state, upstreams, bodies),
         kserve=KServe(state, upstreams, bodies),
         events=EventStream(state),
-        websockets=WebSockets(state, keys),
+        websockets=WebSockets(state, keys, bodies),
         control=control,
         state=state,
         lifespan=lifecycle.lifespan,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from app.asgi import ClientGone, Exchange, Send
+from app.asgi import Bodies, ClientGone, Exchange, Send
 from app.auth import KeyRing
 from app.default_model import default_model
 from app.errors import InvalidRequest, RequestError, Unauthorized, internal_error
@@ -39,12 +39,15 @@ class Change:
 class Connection:
     """`handshake` is accepted already; `send` goes to the client and waits while that does not read."""
 
-    def __init__(self, handshake: Exchange, send: Send, post: Post, state: AppState, keys: KeyRing) -> None:
+    def __init__(
+        self, handshake: Exchange, send: Send, post: Post, state: AppState, keys: KeyRing, bodies: Bodies
+    ) -> None:
         self._handshake = handshake
         self._send = send
         self._post = post
         self._state = state
         self._keys = keys
+        self._bodies = bodies
         self._adapter: str | None = None
         self._change: asyncio.Task[Change] | None = None  # the last one that was asked for
         self._sessions: dict[str, Session] = {}
@@ -111,14 +114,14 @@ class Connection:
         try:
             document = messages.read_document(text)
             session_id = messages.session_of(document)
-            await self._act(messages.read_message(document))
+            await self._act(messages.read_message(document), len(text))
         except RoundhouseError as error:
             await self._tell(messages.error(error.message, error.code, session_id))
 
-    async def _act(self, message: Incoming) -> None:
+    async def _act(self, message: Incoming, size_chars: int) -> None:
         match message:
             case Generate():
-                self._begin_session(message)
+                self._begin_session(message, size_chars)
             case LoadAdapter(adapter_path=path):
                 self._change = self._spawn(self._change_adapter(path, self._change))
             case Cancel(session_id=session_id):
@@ -132,7 +135,7 @@ class Connection:
 
     # -- sessions --------------------------------------------------------------------------------------------------
 
-    def _begin_session(self, request: Generate) -> None:
+    def _begin_session(self, request: Generate, size_chars: int) -> None:
         if request.session_id in self._sessions:
             raise SessionRunning(
                 f"The session {request.session_id[:80]!r} runs already, and goes on. Wait for its end, or give this "
@@ -142,15 +145,24 @@ class Connection:
         changing = None if self._change is None or self._change.done() else self._change
         model_of = partial(self._model_of, request.model, self._adapter, changing)
         session = Session(request, self._handshake, next(self._numbers), model_of, self._tell)
-        self._spawn(self._run_session(session))
+        self._bodies.take(size_chars)  # before its body is: it may wait long for the adapter
+        try:
+            running = self._spawn(self._run_session(session))
+        except Busy:
+            self._let_go(size_chars)
+            raise
+        running.add_done_callback(lambda _: self._let_go(size_chars))
         self._sessions[session.id] = session
+
+    def _let_go(self, size_chars: int) -> None:
+        self._bodies.held_bytes -= size_chars
 
     async def _run_session(self, session: Session) -> None:
         try:
             last = await session.run(self._post)
-        except Exception:  # the top of a task: the other sessions go on
-            logger.exception("{}: internal error", self._handshake.request_id)
-            last = messages.error(internal_error(self._handshake.request_id).message, "internal_error", session.id)
+        except Exception:
+            error = self._internal()
+            last = messages.error(error.message, error.code, session.id)
         del self._sessions[session.id]  # before its client knows, who may use the id again at once
         with suppress(ClientGone):
             await self._tell(last)
@@ -175,19 +187,29 @@ class Connection:
             await asyncio.wait({before})
         try:
             self._adapter = None if path is None else await self._load(path)
-        except RoundhouseError as error:
-            change, told = Change(self._adapter, error), messages.error(error.message, error.code, None)
-        else:
             change = Change(self._adapter)
             told = messages.adapter_unloaded() if path is None else messages.adapter_loaded(path)
+        except Exception as fault:
+            error = fault if isinstance(fault, RoundhouseError) else self._internal()
+            change, told = Change(self._adapter, error), messages.error(error.message, error.code, None)
         with suppress(ClientGone):
             await self._tell(told)
         return change
 
     async def _load(self, path: str) -> str:
         adapter = await self._state.adapter_paths.resolve(path)
-        await self._state.manager.load(adapter)
+        limit_s = self._state.settings.wait_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._state.manager.load(adapter)
+        except TimeoutError:
+            raise Busy(f"The adapter '{adapter.id}' was not loaded within {limit_s:g} s (wait_timeout_s).") from None
         return adapter.id
+
+    def _internal(self) -> RoundhouseError:
+        """At the top of a task, in an exception's handler: whatever it was, the connection goes on."""
+        logger.exception("{}: internal error", self._handshake.request_id)
+        return internal_error(self._handshake.request_id)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         if len(self._tasks) >= MAX_TASKS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.asgi import Exchange, Message, Send
+from app.asgi import Bodies, Exchange, Message, Send
 from app.auth import KeyRing
 from app.errors import RequestError
 from app.state import AppState
@@ -25,9 +25,10 @@ class UpgradeRequired(RequestError):
 class WebSockets:
     """Every open connection."""
 
-    def __init__(self, state: AppState, keys: KeyRing) -> None:
+    def __init__(self, state: AppState, keys: KeyRing, bodies: Bodies) -> None:
         self._state = state
         self._keys = keys
+        self._bodies = bodies
         self._connections = 0
         self._strangers = 0
 
@@ -46,7 +47,7 @@ class WebSockets:
             await handshake.receive()  # websocket.connect
             await send({"type": "websocket.accept", "headers": handshake.extra})
             handshake.status = SWITCHING
-            connection = Connection(handshake, send, post, self._state, self._keys)
+            connection = Connection(handshake, send, post, self._state, self._keys, self._bodies)
             if known or await self._let_in(connection):
                 _trust(handshake)
                 await connection.run()

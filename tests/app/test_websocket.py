@@ -217,6 +217,29 @@ async def test_what_follows_a_change_of_the_adapter_waits_for_it_and_fails_with_
         assert [body["model"] for body in asked(served)] == ["pirate", "pirate"]
 
 
+async def test_what_waits_for_a_change_of_the_adapter_is_bounded_together_and_so_is_its_time() -> None:
+    async with serving(ONE, max_body_bytes=1024, wait_timeout_s=0.5) as served, connected(served) as client:
+        served.engines.may_load.clear()
+        await client.send("load_adapter", adapter_path="pirate")
+        for number in range(10):  # 8 fit in
+            await client.generate(str(number), messages=[{"content": "x" * 900}])
+        told = [await client.error() for _ in range(11)]  # with that of the adapter, which is of no session
+        assert {code for code, _, _ in told} == {"overloaded"}
+        assert [(session_id, "of bodies" in text) for _, session_id, text in told[:2]] == [("8", True), ("9", True)]
+        assert all("0.5 s (wait_timeout_s)" in text for _, _, text in told[2:])
+        await until_idle(served)
+        assert served.roundhouse.app._data_plane._bodies.held_bytes == 0
+
+
+async def test_a_fault_of_ours_in_a_change_of_the_adapter_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(ONE) as served, connected(served) as client:
+        monkeypatch.setattr(served.roundhouse.state.manager, "load", None)
+        await client.send("load_adapter", adapter_path="pirate")
+        assert (await client.error())[0] == "internal_error"
+        await client.generate("s", saying("x"))
+        assert (await client.next())["content"] == "x"
+
+
 async def test_who_cannot_be_told_what_it_waits_for_waits_no_longer_than_those_who_do_not_stream() -> None:
     async with serving(wait_timeout_s=0.2, progress_text="content", sse_comment_s=0.05) as served:
         served.engines.may_load.clear()
