@@ -8,6 +8,7 @@ blocks, and runs in threads.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _KEYS = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
 )  # fmt: skip
 _CHUNK_BYTES = 1 << 20
+_USER_INFO = re.compile(r"//[^/@\s]*@")
 _NAMES_SHOWN = 5
 _BUSY_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "TooManyRequests", "XMinioServerNotInitialized"})
 
@@ -189,13 +191,20 @@ def _translated(address: Address) -> Iterator[None]:
     except exceptions.ClientError as error:
         raise _of_answer(error.response, address) from error
     except exceptions.FlexibleChecksumError as error:
-        raise FetchFailed(f"a file does not match its checksum: {printable(str(error))}", passing=True) from error
+        raise FetchFailed(f"a file does not match its checksum: {_told(error)}", passing=True) from error
     except exceptions.ConnectionError as error:
-        raise FetchFailed(f"the storage cannot be reached: {printable(str(error))}", passing=True) from error
+        raise FetchFailed(f"the storage cannot be reached: {_told(error)}", passing=True) from error
     except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
-        raise FetchFailed(f"the transfer broke off: {printable(str(error))}", passing=True) from error
+        raise FetchFailed(f"the transfer broke off: {_told(error)}", passing=True) from error
     except (exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        raise FetchFailed(f"the storage cannot be used: {printable(str(error))}") from error
+        raise FetchFailed(f"the storage cannot be used: {_told(error)}") from error
+    except KeyError as error:
+        raise FetchFailed(f"the storage does not answer as S3 does: it says no {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """Without the name and password that the endpoint's URL may have."""
+    return printable(_USER_INFO.sub("//", str(error)))
 
 
 def _of_answer(answer: dict[str, Any], address: Address) -> Exception:

@@ -26,6 +26,7 @@ from models.fetching.address import Address
 from models.fetching.storage import Changed, FetchFailed, Remote, Storage
 
 MANIFEST = ".roundhouse.json"  # hidden: discovery does not count it among an adapter's files
+LOCK = ".lock"
 FETCH_TIMEOUT_S = 1800.0
 ROUNDS = 3  # an adapter that is written to meanwhile, or broken off, is begun anew so often
 KEPT_ADAPTERS = 8  # times max_adapter_bytes, of those together that no configuration names
@@ -64,7 +65,9 @@ class Store:
 
     def present(self, address: Address) -> Path | None:
         """The newest complete version that is here."""
-        return max(self._versions(address), key=lambda path: path.stat().st_mtime_ns, default=None)
+        with suppress(OSError):  # another process may be deleting it
+            return max(self._versions(address), key=lambda path: path.stat().st_mtime_ns, default=None)
+        return None
 
     def update(self, address: Address, progress: Progress, in_use: Collection[Address]) -> Path:
         """The folder with the adapter as the storage has it now, fetched if need be.
@@ -74,7 +77,7 @@ class Store:
         """
         try:
             self._home(address).mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(self._home(address) / ".lock", progress):
+            with _locked(self._home(address) / LOCK, progress):
                 path = self._updated(address, progress, {each.folder_name for each in in_use})
                 os.utime(self._home(address))  # used now
                 return path
@@ -148,7 +151,13 @@ class Store:
                     passing=True,
                 )
             kept_bytes -= _size_bytes(others[0])
-            shutil.rmtree(others.pop(0), ignore_errors=True)
+            self._delete(others.pop(0))
+
+    def _delete(self, home: Path) -> None:
+        """All versions, unless somebody fetches one at this moment: another thread that began since, or process."""
+        with suppress(BlockingIOError), (home / LOCK).open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._clear(home, keep=None)  # not the lock, for which others may wait
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free - SPARE_BYTES

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -155,7 +156,7 @@ def test_two_at_once_fetch_an_adapter_once(store: Store, adapter: Adapter) -> No
 def test_whoever_waits_for_another_process_can_be_stopped(store: Store, adapter: Adapter) -> None:
     home = store.folder / adapter.address.folder_name
     home.mkdir()
-    with (home / ".lock").open("w") as handle:
+    with (home / stores.LOCK).open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         progress = Progress()
         progress.stop.set()
@@ -257,6 +258,21 @@ def test_adapters_that_were_asked_for_make_room_for_others_and_configured_ones_s
     assert here == [True, False, False] + [True] * stores.KEPT_ADAPTERS
 
 
+def test_no_room_is_made_where_somebody_fetches_at_this_moment(
+    store: Store, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = store.folder / "busy-0" / ".0.partial"
+    busy.mkdir(parents=True)
+    monkeypatch.setattr(stores, "KEPT_ADAPTERS", 0)
+    monkeypatch.setattr(stores, "SPARE_BYTES", 1 << 60)
+    with (busy.parent / stores.LOCK).open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert "has only 0 free" in failure(store, adapter)
+    assert busy.exists()
+    assert "has only 0 free" in failure(store, adapter)
+    assert not busy.exists()
+
+
 # What is refused
 
 
@@ -314,6 +330,24 @@ def test_a_storage_that_is_not_there_is_told_as_passing(adapter: Adapter, monkey
     with pytest.raises(FetchFailed, match="cannot be reached") as caught:
         Storage().list_adapter(adapter.address, MAX_BYTES)
     assert caught.value.passing
+
+
+def test_a_password_in_the_endpoint_s_url_is_told_nobody(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://me:hush@127.0.0.1:9")
+    monkeypatch.setattr("models.fetching.storage.ATTEMPTS", 1)
+    with pytest.raises(FetchFailed, match=r"http://127\.0\.0\.1:9/") as caught:
+        Storage().list_adapter(adapter.address, MAX_BYTES)
+    assert "hush" not in caught.value.message
+
+
+@pytest.mark.parametrize("missing", ["ETag", "Size", "Key"])
+def test_an_answer_that_lacks_what_s3_says_is_told(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    entry = {"Key": "a/adapter_config.json", "ETag": "0", "Size": 1}
+    del entry[missing]
+    client = SimpleNamespace(list_objects_v2=lambda **_: {"Contents": [entry]})
+    monkeypatch.setattr("models.fetching.storage._make_client", lambda: client)
+    with pytest.raises(FetchFailed, match=f"does not answer as S3 does: it says no '{missing}'"):
+        Storage().list_adapter(Address(BUCKET, "a"), MAX_BYTES)
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "ftp://x"])
