@@ -38,6 +38,7 @@ from utils.telemetry import Metrics, ModelGauge, ServerGauge, Snapshot
 
 EXIT_CONFIG = 2
 EXIT_BIND = 1
+S3 = "S3 storage"
 BODIES_HELD = 8  # times max_body_bytes, of all requests together
 
 
@@ -97,10 +98,8 @@ def build(
         hang_timeout_s=settings.hang_timeout_s,
     )
     metrics = Metrics(lambda: _snapshot(manager))
-    sources = Sources(manager.catalog, settings.overrides())
-    fetcher = Fetcher(
-        settings.state_dir / "adapters", partial(sources.put, "S3 storage"), int(settings.max_adapter_bytes)
-    )
+    sources = Sources(manager.catalog, settings.overrides(), (S3, *engines.factories))
+    fetcher = Fetcher(settings.state_dir / "adapters", partial(sources.put, S3), int(settings.max_adapter_bytes))
     paths = AdapterPaths(manager.catalog, settings.models_dir, fetcher, manager.check)
     state = AppState(settings, manager, metrics, engines.errors, device, paths)
     upstreams = Upstreams(settings.upstream_connect_timeout_s, settings.upstream_idle_timeout_s)

@@ -12,17 +12,22 @@ FOLDER = "the models folder"
 
 
 class Sources:
-    """Each source tells all that it has whenever that changes; of one id, the source that was named first has it.
+    """Each source tells all that it has whenever that changes; of one id, the source that is named first has it.
 
     The models folder is named first, so that nothing that comes from elsewhere ever takes the place of a local model,
     unless the configuration says so: `engine` then names the source.
     """
 
-    def __init__(self, catalog: Catalog, overrides: Mapping[str, ModelOverrides] | None = None) -> None:
-        """`overrides`: what is configured, by id; the models folder has heeded it itself."""
+    def __init__(
+        self, catalog: Catalog, overrides: Mapping[str, ModelOverrides] | None = None, names: Sequence[str] = ()
+    ) -> None:
+        """`overrides`: what is configured, by id; the models folder has heeded it itself.
+
+        `names`: the sources after the models folder; in this order, whichever is the first to tell what it has.
+        """
         self._catalog = catalog
         self._overrides = overrides or {}
-        self._specs: dict[str, tuple[ModelSpec, ...]] = {FOLDER: ()}
+        self._specs: dict[str, tuple[ModelSpec, ...]] = dict.fromkeys((FOLDER, *names), ())
 
     def put(self, source: str, specs: Sequence[ModelSpec]) -> None:
         """All that `source` has now."""

@@ -4,6 +4,7 @@ import pytest
 
 from models.catalog import Catalog
 from models.errors import AmbiguousModel, UnknownModel
+from models.sources import FOLDER, Sources
 from models.types import Availability, Task
 from tests.models.specs import spec
 
@@ -73,3 +74,13 @@ def test_a_thousand_adapters_without_a_base_cost_no_search_for_near_names(monkey
     monkeypatch.delattr("models.catalog.difflib.get_close_matches")  # 0.1 s each with 10,000 models
     orphans = [spec(f"me/{number}", task=Task.ADAPTER, parent="missing/base") for number in range(1000)]
     assert Catalog([QWEN, *orphans]).adapters_of(QWEN) == []
+
+
+def test_of_one_id_the_source_that_is_named_first_has_it_whoever_tells_first() -> None:
+    catalog = Catalog()
+    sources = Sources(catalog, names=("box", "bax"))
+    far, farther = (dataclasses.replace(QWEN, engine=engine, aliases=()) for engine in ("box", "bax"))
+    expected = ["bax", "box", QWEN.engine]
+    for source, told, engine in zip(("bax", "box", FOLDER), (farther, far, QWEN), expected, strict=True):
+        sources.put(source, [told])
+        assert catalog.resolve(QWEN.id).engine == engine
