@@ -108,8 +108,8 @@ class ModelManager:
         self._started = True
         for work in (self._watchdog, self._measurer, self._prober, self._reporter):
             self._background.spawn(work.run())
-        for factory in self.factories.values():
-            await factory.start()
+        # All at once: each may wait a moment for servers elsewhere to say what they have.
+        await asyncio.gather(*(factory.start() for factory in self.factories.values()))
         self.refresh()
 
     async def close(self, drain_s: float) -> None:

@@ -167,3 +167,18 @@ async def until_known(manager: ModelManager, model: str) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while model not in {status.id for status in manager.statuses()}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_engines_start_at_once_so_that_one_whose_servers_are_silent_delays_no_other(tmp_path: Path) -> None:
+    met = asyncio.Barrier(2)
+
+    class Meeting(RemoteFactory):
+        async def start(self) -> None:
+            await met.wait()
+
+    factories = {"box": Meeting(), "bax": Meeting()}
+    manager = ModelManager(
+        catalog=Catalog(), factories=factories, policy=Policy(), budget_bytes=MIB, state_dir=tmp_path
+    )
+    await asyncio.wait_for(manager.start(), PATIENCE_S)
+    await manager.close(0.0)
