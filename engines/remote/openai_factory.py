@@ -147,14 +147,11 @@ class OpenAIFactory:
         assert self._session is not None
         while True:
             try:
-                listed = await ask(self._session, _base(server.url), self._headers)
+                self._take(server, await ask(self._session, _base(server.url), self._headers))
             except NoList as error:
                 self._note_silence(server, str(error))
-            else:
-                if server.asked_error is not None:
-                    log.info("%s: %s says again which models it has", self.name, server.host)
-                    server.asked_error = None
-                self._take(server, listed)
+            except Exception:  # the top of a task: it must go on asking
+                log.exception("%s: the models of %s cannot be taken in", self.name, server.host)
             server.asked.set()
             await asyncio.sleep(self._ask_s if server.asked_error is None else self._ask_down_s)
 
@@ -165,6 +162,9 @@ class OpenAIFactory:
             server.asked_error = why
 
     def _take(self, server: Server, listed: Listed) -> None:
+        if server.asked_error is not None:
+            log.info("%s: %s says again which models it has", self.name, server.host)
+            server.asked_error = None
         before = self._lists.get(server)
         if before is not None:  # some say the time of the question
             listed = {

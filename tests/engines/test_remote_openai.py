@@ -116,6 +116,23 @@ async def test_what_appears_and_goes_there_appears_and_goes_here(asking: Asking)
     assert not factory.accepts(gone).ok
 
 
+async def test_a_fault_in_taking_models_in_does_not_end_the_asking(asking: Asking) -> None:
+    server = await asking.server(models=["a"])
+    factory, told = await asking.factory(server.url)
+    faults = [ValueError("a listener tripped")]
+    factory.follow(lambda specs: told(specs) if not faults else _trip(faults))
+    server.models = ["a", "b"]
+    await asked_again(server)
+    server.models = ["c"]
+    await asked_again(server)
+    assert told.specs.keys() == {"c"}
+    assert not faults
+
+
+def _trip(faults: list[ValueError]) -> None:
+    raise faults.pop()
+
+
 async def test_a_list_that_says_the_same_again_is_not_told_again(asking: Asking) -> None:
     server = await asking.server(models=[{"id": "one", "created": 1}])
     _, told = await asking.factory(server.url)
