@@ -17,12 +17,13 @@ def default_model(manager: ModelManager, route: Route, preferred: Sequence[str])
 
     Raises UnknownModel where it serves none, and InvalidRequest that lists them where there are several.
     """
+    for name in preferred:  # before all are judged, which takes long where there are many
+        with suppress(UnknownModel, AmbiguousModel):
+            spec = manager.catalog.resolve(name)
+            if route.serves(spec) and manager.servable.refusal(spec) is None:
+                return spec
     specs = [spec for spec in manager.catalog.specs() if route.serves(spec)]
     served = {spec.id: spec for spec in specs if manager.servable.refusal(spec) is None}
-    for name in preferred:
-        with suppress(UnknownModel, AmbiguousModel):
-            if (spec := manager.catalog.resolve(name)).id in served:
-                return spec
     models = [spec for spec in served.values() if spec.task is not Task.ADAPTER]
     if not models:
         raise UnknownModel(f"No model in the models folder can be served at {route.path}.", param="model")
