@@ -16,6 +16,9 @@ from typing import Any
 
 from engines.model_config import number, read_config, read_json
 from engines.tensor_shapes import tensors
+from models.discovery.folder import list_folder
+from models.discovery.safety import Boundary
+from models.discovery.weights import inspect
 from models.types import ModelSpec
 
 OPTION = "speculative-config"
@@ -91,7 +94,18 @@ def has_draft(spec: ModelSpec) -> bool:
 
 
 def _found(spec: ModelSpec) -> Speculation | None:
-    return _found_in(spec.path, spec.fingerprint, spec.model_type, _mtp_layers(spec))
+    """A model's fingerprint says nothing of its subfolders: those are looked at each time."""
+    root = spec.path.parents[1] if spec.path.parent.name == "snapshots" else spec.path  # whose links lead to blobs/
+    for path in _subfolders(spec.path):
+        method = _head_method(read_json(path / "config.json"))
+        if method and not _draft_refusal(path, root):
+            config = {"method": method, "model": str(path), "num_speculative_tokens": DRAFT_TOKENS}
+            return Speculation(config, f"the folder has an {method} head in {path.name}/", path)
+    layers = _mtp_layers(spec)
+    if layers and _has_mtp_tensors(spec.path, spec.fingerprint):
+        config = {"method": "mtp", "num_speculative_tokens": layers}
+        return Speculation(config, f"the model has a head that predicts {layers} more token(s) (MTP)")
+    return None
 
 
 def _mtp_layers(spec: ModelSpec) -> int:
@@ -99,26 +113,13 @@ def _mtp_layers(spec: ModelSpec) -> int:
     return number(read_config(spec), key) if key else 0
 
 
-@lru_cache(maxsize=256)
-def _found_in(folder: Path, fingerprint: str, model_type: str, mtp_layers: int) -> Speculation | None:
-    """Read once for each content of the folder."""
-    for path in _subfolders(folder):
-        method = _head_method(read_json(path / "config.json"))
-        if method and not _draft_refusal(path):
-            config = {"method": method, "model": str(path), "num_speculative_tokens": DRAFT_TOKENS}
-            return Speculation(config, f"the folder has an {method} head in {path.name}/", path)
-    if mtp_layers and _has_mtp_tensors(folder, fingerprint):
-        config = {"method": "mtp", "num_speculative_tokens": mtp_layers}
-        return Speculation(config, f"the model has a head that predicts {mtp_layers} more token(s) (MTP)")
-    return None
-
-
 def _configured(wanted: str, models_dir: Path | None) -> Speculation:
     path = _locate(wanted, models_dir)
     if path is None:
         refusal = f"speculative: {wanted!r} is no model in the models folder, and no folder; off and ngram work without"
         return Speculation(None, "", refusal=refusal)
-    if refusal := _draft_refusal(path):
+    root = Path("/") if models_dir is None or os.path.isabs(wanted) else models_dir  # a path is the owner's word
+    if refusal := _draft_refusal(path, root):
         return Speculation(None, "", refusal=f"speculative: {wanted}: {refusal}")
     method = _head_method(read_json(path / "config.json")) or "draft_model"
     config = {"method": method, "model": str(path), "num_speculative_tokens": DRAFT_TOKENS}
@@ -138,10 +139,17 @@ def _locate(wanted: str, models_dir: Path | None) -> Path | None:
     return None
 
 
-def _draft_refusal(path: Path) -> str:
-    """The same rules as for models: no pickles, no code of its own."""
+def _draft_refusal(path: Path, root: Path) -> str:
+    """The same rules as for models: whole, no pickles, no code of its own, no links that lead out of `root`."""
+    boundary = Boundary(str(root))
+    if not boundary.holds(os.path.realpath(path)):
+        return f"it is a symbolic link out of {root}"
     if not any(path.glob("*.safetensors")):
         return "it has no safetensors weights; pickles (.bin, .pt) can run code when loaded"
+    folder = list_folder(str(path), boundary)
+    weights = inspect(folder, allow_pickle=False, sizes={})
+    if problems := [*folder.refusals, *weights.refusals, *folder.gaps, *weights.gaps]:
+        return problems[0]
     if read_json(path / "config.json").get("auto_map"):
         return "its config.json names Python code of its own (auto_map), which is not run"
     return ""
@@ -155,13 +163,20 @@ def _head_method(config: Mapping[str, Any]) -> str | None:
     return next((method for part, method in _HEADS if part in kind), None)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> tuple[Path, ...]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and (path / "config.json").is_file())
+        return _listed(folder, folder.stat().st_mtime_ns)
     except OSError:
-        return []
+        return ()
 
 
+@lru_cache(maxsize=256)
+def _listed(folder: Path, mtime_ns: int) -> tuple[Path, ...]:
+    """Most models have none, and then it costs no more than a look at the folder's time."""
+    return tuple(sorted(path for path in folder.iterdir() if path.is_dir()))
+
+
+@lru_cache(maxsize=256)
 def _has_mtp_tensors(folder: Path, fingerprint: str) -> bool:
     """Many quantized copies leave the head out, whatever their config says; vLLM would end for want of it."""
     last = f"layers.{number(read_json(folder / 'config.json'), 'num_hidden_layers')}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,43 @@ def test_a_head_of_pickles_or_with_code_of_its_own_is_left_alone(tmp_path: Path)
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     folder(path / "b", architectures=["LlamaForCausalLMEagle3"], auto_map={"AutoModel": "x.Y"})
     assert choose(spec(path), "cuda", None).config is None
+
+
+def test_a_head_is_used_as_long_as_it_is_there_in_full(tmp_path: Path) -> None:
+    model = spec(folder(tmp_path / "model"), fingerprint="of the model's own files")
+    assert choose(model, "cuda", None).config is None
+    weights = folder(model.path / "head", architectures=["LlamaForCausalLMEagle3"]) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert choose(model, "cuda", None).config is None
+    weights.write_bytes(whole)
+    assert choose(model, "cuda", None).config is not None
+    shutil.rmtree(model.path / "head")
+    assert choose(model, "cuda", None).config is None
+
+
+def test_a_draft_s_links_may_not_lead_out_of_where_it_is(tmp_path: Path) -> None:
+    elsewhere = folder(tmp_path / "elsewhere/head", architectures=["LlamaForCausalLMEagle3"])
+    models_dir = tmp_path / "models"
+    linked, beside = folder(models_dir / "linked"), folder(models_dir / "beside")
+    (linked / "head").symlink_to(elsewhere)
+    head = folder(beside / "head", architectures=["LlamaForCausalLMEagle3"])
+    (head / "model.safetensors").unlink()
+    (head / "model.safetensors").symlink_to(elsewhere / "model.safetensors")
+    for path in (linked, beside):
+        assert choose(spec(path), "cuda", models_dir).config is None
+    assert "symbolic link out of" in choose(spec(beside, "linked/head"), "cuda", models_dir).refusal
+    assert choose(spec(beside, str(elsewhere)), "cuda", models_dir).config is not None
+
+
+def test_the_links_of_hugging_face_s_cache_are_followed(tmp_path: Path) -> None:
+    cached = tmp_path / "models--org--large"
+    path = folder(cached / "snapshots/abc")
+    head = folder(path / "head", architectures=["LlamaForCausalLMEagle3"])
+    (cached / "blobs").mkdir()
+    (head / "model.safetensors").rename(cached / "blobs/0")
+    (head / "model.safetensors").symlink_to("../../../blobs/0")
+    assert choose(spec(path), "cuda", tmp_path).draft == head
 
 
 def test_a_draft_is_named_by_its_id_in_the_models_folder_or_by_its_path(tmp_path: Path) -> None:
