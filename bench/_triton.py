@@ -12,10 +12,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import psutil
 
 from bench._servers import LOOPBACK, STOP_TIMEOUT_S, Server, free_port, spawn
 
@@ -59,8 +61,11 @@ class Triton:
     grpc: str
 
     def kill(self) -> None:
-        """As a machine that loses its power. The processes of its models notice within a moment, and end."""
-        self.server.process.kill()
+        """As a machine that loses its power."""
+        with suppress(psutil.NoSuchProcess):  # it was killed before
+            server = psutil.Process(self.server.process.pid)
+            for process in (*server.children(recursive=True), server):  # those of its models would not all notice
+                process.kill()
         self.server.process.wait(STOP_TIMEOUT_S)
 
 

@@ -42,6 +42,7 @@ STATUSES = {
 OTHER_STATUS = 500
 READY = grpc.ChannelConnectivity.READY
 FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
+NOTICED_S = 0.1  # a request may hear of the end of its connection before the channel does
 LEAVING_S = 600.0  # a server that shuts down takes no connections any more, but may still answer what it has
 
 
@@ -79,7 +80,7 @@ class KServeChannel:
         try:
             answer: bytes = await send(request, metadata=metadata, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            lost = error.code() is grpc.StatusCode.UNAVAILABLE and not _is_ready(channel)
+            lost = error.code() is grpc.StatusCode.UNAVAILABLE and await _is_lost(channel)
             raise CallFailed(STATUSES.get(error.code(), OTHER_STATUS), _text(error), lost=lost) from None
         return answer
 
@@ -136,6 +137,17 @@ class KServeChannel:
 
 def _is_ready(channel: grpc.aio.Channel) -> bool:
     return bool(channel.get_state() is READY)
+
+
+async def _is_lost(channel: grpc.aio.Channel) -> bool:
+    """Whether the server's UNAVAILABLE is that of a connection that broke, which gRPC says of both alike."""
+    try:
+        async with asyncio.timeout(NOTICED_S):
+            if _is_ready(channel):
+                await channel.wait_for_state_change(READY)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _text(error: Any) -> str:
