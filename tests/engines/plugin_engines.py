@@ -35,6 +35,8 @@ class Echo(Engine):
             for number, word in enumerate(text.split()):
                 if word == "raise":
                     raise KeyError("a fault of the engine's")
+                if word == "exit":
+                    sys.exit("a fault of the engine's")
                 if word == "endless":
                     self.began.set()
                     while True:

@@ -142,10 +142,12 @@ async def test_tensors_that_are_none_are_refused(
         (CHAT, {"messages": []}, 400, "messages", "at least one message"),
         (CHAT, {"messages": [{"content": "a"}]}, 400, "messages[0]", "role"),
         (CHAT, say("raise"), 500, None, 'KeyError: "a fault of the engine\'s"'),
+        (CHAT, say("exit"), 500, None, "SystemExit: a fault of the engine's"),
         ("/v1/completions", {"prompt": [1, 2]}, 400, "prompt", "a text"),
         ("/v1/embeddings", {"input": [1]}, 400, "input", "a list of texts"),
         ("/v1/embeddings", {"input": "a", "dimensions": 1}, 400, "dimensions", "not shorten"),
         ("/v1/embeddings", {"input": "nan"}, 500, None, "not finite"),
+        ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": "1"}, 400, "top_n", "1 or more"),
         ("/v1/classify", {"input": "a"}, 404, None, "needs the method classify"),
         ("/v1/responses", {"input": "a"}, 404, None, "it serves /v1/chat/completions, /v1/completions"),
     ],
@@ -166,8 +168,9 @@ async def test_errors_have_the_form_of_their_route(http: httpx.AsyncClient) -> N
     assert (await http.post("/embed", json={"inputs": []})).json()["error_type"] == "validation"
 
 
-async def test_a_fault_in_the_middle_of_a_stream_is_an_event_of_it(client: openai.AsyncOpenAI) -> None:
-    stream = aiter(await client.chat.completions.create(**say("one raise", stream=True)))
+@pytest.mark.parametrize("fault", ["raise", "exit"])
+async def test_a_fault_in_the_middle_of_a_stream_is_an_event_of_it(client: openai.AsyncOpenAI, fault: str) -> None:
+    stream = aiter(await client.chat.completions.create(**say(f"one {fault}", stream=True)))
     assert (await anext(stream)).choices[0].delta.content == "one"
     with pytest.raises(openai.APIError, match="a fault of the engine's"):
         await anext(stream)

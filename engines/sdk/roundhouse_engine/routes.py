@@ -189,8 +189,10 @@ def _rerank(engine: Any, body: Body, follow: Follow) -> Answer:
     given = body.get("documents")
     parts = [part.get("text") if isinstance(part, dict) else part for part in given] if isinstance(given, list) else []
     documents = _texts({"documents": parts}, "documents")
-    ranked = _ranked(_scores(engine, body.get("query"), documents))
     top_n = body.get("top_n")
+    if top_n is not None and not (isinstance(top_n, int) and top_n > 0):
+        raise RequestError("top_n must be a number of results, 1 or more.", "top_n")
+    ranked = _ranked(_scores(engine, body.get("query"), documents))
     results: list[Body] = [{"index": index, "relevance_score": score} for index, score in ranked][:top_n]
     if body.get("return_documents"):
         for result in results:

@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         except (RequestError, json.JSONDecodeError) as refusal:
             param = refusal.param if isinstance(refusal, RequestError) else None
             self._send_error(str(refusal), 400, param=param)
-        except Exception as failure:  # of the engine's: the next request may well be answered
+        except BaseException as failure:  # of the engine's, sys.exit() too: the next request may well be answered
             traceback.print_exc()
             self._send_error(_told(failure), 500, code="engine_error")
 
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._chunk(data)
         except (ClientGone, ConnectionError):
             raise
-        except Exception as failure:
+        except BaseException as failure:
             traceback.print_exc()
             kind, code = ("invalid_request_error", None) if isinstance(failure, RequestError) else ERROR_500
             self._chunk(event(error(self.path, _told(failure), 500, kind, None, code)) + DONE)
@@ -183,5 +183,5 @@ class Handler(BaseHTTPRequestHandler):
 ERROR_500 = ("server_error", "engine_error")
 
 
-def _told(failure: Exception) -> str:
+def _told(failure: BaseException) -> str:
     return str(failure) if isinstance(failure, RequestError) else f"{type(failure).__name__}: {failure}"
