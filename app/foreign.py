@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 
 import aiohttp
 import orjson
@@ -24,6 +25,7 @@ FIRST_ERROR = 400  # of HTTP's statuses
 FIRST_FAILURE = 500  # of those that are the engine's fault
 UNAUTHORIZED = 401
 KEY_RETRY_S = 60.0  # until somebody has changed the key
+UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # in a header: uvicorn would break off with it
 # Protocols by the field that each of their errors has.
 ERROR_FIELDS: dict[Protocol, str] = {
     "openai": "error",
@@ -55,6 +57,9 @@ async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protoc
         raise Unavailable(text, retry_after_s=KEY_RETRY_S)
     if not (200 <= status < 300 or status >= FIRST_ERROR):
         what = f"wants the request to be sent elsewhere (status {status}). See the url of {spec.engine}"
+        raise NoAnswer(f"{who} {what}", f"it {what}")
+    if any(UNSENDABLE.search(value) for _, value in response.raw_headers):
+        what = "answered with a header that has control characters"
         raise NoAnswer(f"{who} {what}", f"it {what}")
     if status < FIRST_ERROR and (response.content_type == EVENT_STREAM or "Content-Encoding" in response.headers):
         return b""

@@ -267,6 +267,7 @@ GARBAGE = {
     "status 302": http(b"", 302, headers={"location": "http://127.0.0.1:1/"}),
     "before the end of its answer": HALF,
     "no JSON": http(b'{"trunc'),
+    "control characters": http(CHAT, headers={"x-odd": "\1"}),
 }
 
 
