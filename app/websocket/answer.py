@@ -53,7 +53,7 @@ class ChatStream:
             raise BadAnswer("The engine sent an event that is not JSON.") from None
         if not isinstance(event, dict):
             raise BadAnswer("The engine sent an event that is no JSON object.")
-        if "error" in event:
+        if event.get("error") is not None:
             raise told_error(event["error"], FIRST_FAULT_OF_ENGINE)
         try:
             choices = event.get("choices") or [{}]  # usage comes without any

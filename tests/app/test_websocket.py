@@ -24,7 +24,7 @@ def asked(served: Served) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("path", ["/ws", "/v1/ws"])
 async def test_an_answer_comes_token_by_token_and_then_whole_without_its_reasoning(served: Served, path: str) -> None:
     stream = [delta(role="assistant", content=""), delta(reasoning_content="hm"), delta(content="Ahoy ")]
-    stream += [": a comment\n\n", delta(content="ö\n"), event({"choices": [], "usage": {}}), END]
+    stream += [": a comment\n\n", delta(content="ö\n"), event({"choices": [], "usage": {}, "error": None}), END]
     async with connected(served, path) as client:
         await client.generate("s", {"stream": stream, "apart": 1}, **MODEL)
         told = [await client.next() for _ in range(3)]
