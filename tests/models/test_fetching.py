@@ -210,7 +210,8 @@ def test_an_adapter_that_is_replaced_while_it_is_fetched_is_of_one_time(
 
 
 def test_more_bytes_than_were_listed_are_refused(adapter: Adapter, tmp_path: Path) -> None:
-    storage, begun_bytes = Storage(), []
+    storage = Storage()
+    begun_bytes: list[int] = []
     config, _ = storage.list_adapter(adapter.address, MAX_BYTES)
     listed = replace(config, size_bytes=config.size_bytes - 1)
     with pytest.raises(FetchFailed, match=f"was listed with {len(CONFIG) - 1}"):
