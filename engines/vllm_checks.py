@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from engines.base import EngineContext, EngineStartError
+from engines.engine_process import EngineNotGone
 from engines.launcher import Launcher
 from engines.process import SCRATCH_SUFFIX, engine_files
 from engines.runtime.protocol import EngineRequest
+from models.servable import must_reload
 from models.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
+REFUSED_S = 30.0  # then vLLM is asked again: it may have lacked memory, or a file that is there by now
 CHECK_TIMEOUT_S = 120.0  # from the fork; a check that takes longer says nothing, and the load itself decides
 
 
@@ -32,59 +36,65 @@ class StartChecks:
         context: EngineContext,
         unusual: Callable[[ModelSpec], bool],
         arguments: Callable[[ModelSpec], Sequence[str]],
+        *,
+        refused_s: float = REFUSED_S,
     ) -> None:
         self._launcher = launcher
         self._context = context
         self._unusual = unusual
         self._arguments = arguments
+        self._refused_s = refused_s
         self._passed: dict[str, ModelSpec] = {}
-        self._refused: dict[str, tuple[ModelSpec, str]] = {}
-        self._running: dict[str, tuple[ModelSpec, asyncio.Task[None]]] = {}
+        self._refused: dict[str, tuple[ModelSpec, str, float]] = {}  # until this time
+        self._running: list[tuple[ModelSpec, asyncio.Task[str]]] = []
 
     def passed(self, spec: ModelSpec) -> bool:
         known = self._passed.get(spec.id)
-        if known is spec or known == spec:
+        if known is spec:
             return True
-        if not self._unusual(spec):
+        if (known is not None and not must_reload(known, spec)) or not self._unusual(spec):
             self._passed[spec.id] = spec
             return True
         return False
 
-    def refusal(self, spec: ModelSpec) -> str:
-        """What a check of `spec` found, "" where it found nothing or was not made."""
-        known = self._refused.get(spec.id)
-        return known[1] if known is not None and known[0] == spec else ""
-
     async def check(self, spec: ModelSpec) -> None:
         """Returns when `spec` may be tried. Raises EngineStartError. Any number may wait for the same check."""
-        if not self.passed(spec) and not self.refusal(spec):
-            of, task = self._running.get(spec.id, (None, None))
-            if task is None or of != spec:
-                task = asyncio.create_task(self._check(spec), name=f"check of {spec.id}")
-                self._running[spec.id] = (spec, task)
-            await asyncio.shield(task)
-        if refusal := self.refusal(spec):
+        if self.passed(spec):
+            return
+        of, refusal, until_s = self._refused.get(spec.id, (None, "", 0.0))
+        if of != spec or time.monotonic() > until_s:
+            task = next((task for of, task in self._running if of == spec), None)
+            refusal = await asyncio.shield(task or self._begin(spec))
+        if refusal:
             raise EngineStartError(refusal)
 
     async def close(self) -> None:
-        tasks = [task for _, task in self._running.values()]
+        tasks = [task for _, task in self._running]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _check(self, spec: ModelSpec) -> None:
+    def _begin(self, spec: ModelSpec) -> asyncio.Task[str]:
+        task = asyncio.create_task(self._check(spec), name=f"check of {spec.id}")
+        running = (spec, task)
+        self._running.append(running)
+        task.add_done_callback(lambda _: self._running.remove(running))
+        return task
+
+    async def _check(self, spec: ModelSpec) -> str:
+        """Why it is refused, "" where it is not."""
         try:
             refusal = await self._ask(spec)
-        except (EngineStartError, TimeoutError, OSError) as error:  # it says nothing of the arguments
+        except (EngineStartError, EngineNotGone, TimeoutError, OSError) as error:  # it says nothing of the arguments
             log.warning("the arguments of %s could not be checked: %s", spec.id, error or "it took too long")
             refusal = ""
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # of what the configuration says
             refusal = str(error)
         if refusal:
-            self._refused[spec.id] = (spec, refusal)
+            self._refused[spec.id] = (spec, refusal, time.monotonic() + self._refused_s)
         else:
             self._passed[spec.id] = spec
-        self._running.pop(spec.id, None)
+        return refusal
 
     async def _ask(self, spec: ModelSpec) -> str:
         """Why vLLM would not start; "" where it would. Raises what says nothing of that."""

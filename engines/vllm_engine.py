@@ -54,7 +54,7 @@ class VllmFactory:
             return Verdict(False, f"vLLM serves chat and completion here, not {spec.task}")
         if spec.availability is not Availability.AVAILABLE:
             return Verdict(False, f"the model is {spec.availability}")
-        if refusal := self._checks.refusal(spec) or refusal_of(spec, self._context):
+        if refusal := refusal_of(spec, self._context):
             return Verdict(False, refusal)
         return Verdict(True, f"vLLM serves {spec.task}")
 
