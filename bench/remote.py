@@ -135,6 +135,25 @@ def outage_ms(server: Server, far: Far, port: int, requests: int) -> tuple[list[
     return fails, (time.monotonic() - due) * 1000
 
 
+def report(direct: list[float], routed: list[float], fails: list[float], recoveries: list[float]) -> None:
+    """All in ms."""
+    rows = [
+        ("straight at the server, ms", *_report.summary(direct)),
+        ("through the router, ms", *_report.summary(routed)),
+        ("refused while the circuit is open, ms", *_report.summary(fails)),
+        ("from the due trial to the first answer, ms", *_report.summary(recoveries)),
+    ]
+    _report.print_table("A server elsewhere", ("", "min", "median", "max"), rows)
+    _report.print_figures(
+        {
+            "added_ms": statistics.median(routed) - statistics.median(direct),
+            "fail_ms": statistics.median(fails),
+            "fail_max_ms": max(fails),
+            "recovery_ms": max(recoveries),
+        }
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="outages")
@@ -165,21 +184,7 @@ def main() -> None:
                 failed, recovery = outage_ms(server, far, port, min(arguments.requests, 100))
                 fails += failed
                 recoveries.append(recovery)
-    rows = [
-        ("straight at the server, ms", *_report.summary(direct)),
-        ("through the router, ms", *_report.summary(routed)),
-        ("refused while the circuit is open, ms", *_report.summary(fails)),
-        ("from the due trial to the first answer, ms", *_report.summary(recoveries)),
-    ]
-    _report.print_table("A server elsewhere", ("", "min", "median", "max"), rows)
-    _report.print_figures(
-        {
-            "added_ms": statistics.median(routed) - statistics.median(direct),
-            "fail_ms": statistics.median(fails),
-            "fail_max_ms": max(fails),
-            "recovery_ms": max(recoveries),
-        }
-    )
+    report(direct, routed, fails, recoveries)
 
 
 if __name__ == "__main__":
