@@ -10,7 +10,6 @@ then acts on it; they ask for an outcome:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import time
@@ -46,7 +45,6 @@ from models.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-MEASURE_WAIT_S = 5.0  # for an explicit load to tell the memory, too
 MOVED_POLL_S = 0.2  # rare: only where one id goes from the models folder to another server, or back
 RECOVERY_DRAIN_S = 30.0  # for running answers, once the scheduler has failed
 MAX_RECOVERY_PAUSE_S = 60.0  # a fault that comes back at once must not end engines again and again
@@ -183,7 +181,7 @@ class ModelManager:
         elif future is not None:
             let_go(future)
         if wait:
-            await self._wait_measured(base.id)
+            await self._runner.wait_measured(base.id)
         return self.status(base.id)
 
     async def unload(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
@@ -197,7 +195,11 @@ class ModelManager:
             raise ModelUnusable(f"'{base.id}' is served elsewhere, by {base.engine}: there is nothing to unload here.")
         if spec.id != base.id:
             if (resident := self._runner.get(base.id)) is not None:
-                await adapters.remove(resident, spec.id)
+                removal = adapters.remove(resident, spec.id)
+                if wait:
+                    await removal
+                else:
+                    self._background.spawn(removal)
             return self.status(base.id)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unload_waiters.setdefault(base.id, []).append(gone)
@@ -216,7 +218,7 @@ class ModelManager:
         if spec is None or model_id not in self.scheduler.entries:
             raise UnknownModel(f"The model '{model_id}' does not exist or cannot be served.", param="model")
         resident = self._runner.get(model_id)
-        served = tuple(sorted(resident.adapters)) if resident is not None else ()
+        served = resident.serves() if resident is not None else ()
         return model_status(self.scheduler, spec, self._measured_bytes.get(model_id), served, self._clock())
 
     def statuses(self) -> list[ModelStatus]:
@@ -366,13 +368,6 @@ class ModelManager:
         for waiter in self._unload_waiters.pop(model_id, []):
             if not waiter.done():
                 waiter.set_result(None)
-
-    async def _wait_measured(self, model_id: str) -> None:
-        resident = self._runner.get(model_id)
-        if resident is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(MEASURE_WAIT_S):
-                    await resident.measured.wait()
 
     # -- after a fault of the scheduler ----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 MAX_CAUSE_CHARS = 1000  # of a failure, for clients …
 MAX_TAIL_CHARS = 1500  # … and of the log's end after it; the whole of it is in the log file
 SLEEP_SLACK_S = 5.0  # beyond its limit, for an engine to keep its promise to fall asleep or wake within that
+MEASURE_WAIT_S = 5.0  # for an explicit load to tell the memory, too
 STOP_RETRY_S = 1.0  # after an engine could not be confirmed gone: its memory must not be given away before
 
 
@@ -59,7 +61,7 @@ class Resident:
 
     engine: Engine
     spec: ModelSpec
-    adapters: dict[str, str]  # id → fingerprint of those that it serves
+    adapters: dict[str, str | None]  # id → fingerprint of those that it serves; None: it may have it, in any content
     measured: asyncio.Event = field(default_factory=asyncio.Event)
     hangs: bool = False  # it would use a grace only to fail its requests, which a fresh engine can still answer
     awake: bool = True  # what is sent to an engine that sleeps is never answered
@@ -72,6 +74,10 @@ class Resident:
     def made_for(self, spec: ModelSpec) -> bool:
         """True for its model, and for an adapter that it serves and whose folder has not changed since."""
         return spec.id == self.spec.id or self.adapters.get(spec.id) == spec.fingerprint
+
+    def serves(self) -> tuple[str, ...]:
+        """Ids of its adapters."""
+        return tuple(sorted(adapter_id for adapter_id, content in self.adapters.items() if content is not None))
 
 
 class Runner:
@@ -197,6 +203,14 @@ class Runner:
         finally:
             resident.measured.set()
 
+    async def wait_measured(self, model_id: str) -> None:
+        """Returns once an engine was measured for the first time, or soon all the same."""
+        resident = self._residents.get(model_id)
+        if resident is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MEASURE_WAIT_S):
+                    await resident.measured.wait()
+
     async def _sleep(self, model_id: str, resident: Resident, level: int, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s + SLEEP_SLACK_S):
@@ -215,7 +229,7 @@ class Runner:
             self._report_sleep_failed(model_id, "waking", error)
             return
         resident.awake = True
-        resident.adapters.clear()  # not every level keeps them; to put one in again costs little
+        resident.adapters = dict.fromkeys(resident.adapters)  # not every level keeps them; to put one in costs little
         log.info("woke %s in %.2f s", model_id, wake_s)
         self._outcomes.woken(model_id, wake_s)
         await self.measure(model_id)

@@ -15,9 +15,10 @@ from models.manager import ModelManager
 from models.scheduling.policy import Policy
 from models.types import ModelSpec, State, Task
 from tests.models.fake_engines import MIB, FakeEngine, FakeFactory
-from tests.models.managing import PATIENCE_S, PIRATE, A, managing, until, use
+from tests.models.managing import PATIENCE_S, PIRATE, A, B, C, managing, until, use
 from tests.models.specs import spec
 
+ENDS_AFTER_S = 0.02
 PARROT = spec("org/parrot", task=Task.ADAPTER, parent="org/a")
 
 
@@ -29,10 +30,14 @@ class AdapterEngine(FakeEngine):
         self.may_add = factory.may_add
         self.refusals = factory.refusals
         self.done: list[str] = []
+        self.dying = False  # it answers no more, and ends a moment later
 
     async def add_adapter(self, adapter: ModelSpec) -> None:
         self.done.append(f"add {adapter.id} {adapter.fingerprint}")
         await self.may_add.wait()
+        if self.dying:
+            asyncio.get_running_loop().call_later(ENDS_AFTER_S, self.crash)
+            raise ConnectionRefusedError
         if (refusal := self.refusals.pop(adapter.id, None)) is not None:
             raise refusal
 
@@ -115,6 +120,47 @@ async def test_a_replaced_one_waits_for_what_runs_with_its_old_content(
     assert await waiting == "org/pirate"
     assert factory.newest.done[2:] == ["add org/pirate 2"]
     assert len(factory.engines) == 1
+
+
+async def test_one_that_is_unloaded_or_deleted_is_taken_out_after_what_was_granted_before(
+    manager: ModelManager, factory: AdapterFactory
+) -> None:
+    """An engine that lacks it by the time that such a request is sent would not know the model."""
+    async with manager.lease(PIRATE), manager.lease(PARROT):
+        unloading = asyncio.create_task(manager.unload(PIRATE))
+        manager.catalog.replace([A, PIRATE])
+        await turns()
+        again = asyncio.create_task(use(manager, "pirate"))
+        await turns()
+        assert factory.newest.done == ["add org/pirate 1", "add org/parrot 1"]
+        assert (await manager.unload(PIRATE, wait=False)).adapters == ()
+    await unloading
+    assert await again == "org/pirate"
+    assert sorted(factory.newest.done[2:]) == ["add org/pirate 1", "remove org/parrot", "remove org/pirate"]
+
+
+async def test_one_that_is_deleted_after_its_base_slept_is_taken_out_as_well(
+    manager: ModelManager, factory: AdapterFactory
+) -> None:
+    factory.levels = (1,)
+    manager.set_policy(Policy(sleep_memory_bytes=1000 * MIB))
+    manager.catalog.replace([A, B, C, PIRATE])
+    for name in ("pirate", "b", "c", "a"):
+        await use(manager, name)
+    assert factory.engines[0].wakes == 1
+    assert manager.status("org/a").adapters == ()
+    manager.catalog.replace([A, B, C])
+    await turns()
+    assert factory.engines[0].done == ["add org/pirate 1", "remove org/pirate"]  # type: ignore[attr-defined]
+
+
+async def test_a_request_whose_adapter_finds_its_base_dying_is_served_by_a_fresh_one(
+    manager: ModelManager, factory: AdapterFactory
+) -> None:
+    await use(manager, "a")
+    factory.newest.dying = True
+    assert await use(manager, "pirate") == "org/pirate"
+    assert [engine.alive for engine in factory.engines] == [False, True]
 
 
 async def test_unloading_one_takes_out_it_alone_until_it_is_asked_for_again(
