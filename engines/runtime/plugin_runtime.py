@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from engines.runtime.protocol import EngineRequest
 SDK = Path(__file__).resolve().parent.parent / "sdk"  # holds roundhouse_engine and nothing else
 COMPLETE = "roundhouse-complete"  # in an environment: the last file to be written
 CAUSE_LINES = 3
+INSTALLERS = ("PIP_", "UV_")  # settings of theirs, addresses with passwords among them, are nothing to engines
+PLACES = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER")  # where pip puts things is ours to say
+_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")  # in an address
 
 
 class Serving(TypedDict):
@@ -73,8 +77,15 @@ def _serve(request: EngineRequest, serving: Serving) -> None:
     settings_path.write_text(json.dumps(settings))
     os.set_inheritable(request.notify_fd, True)
     python_path = os.pathsep.join(part for part in (str(SDK), serving["path"]) if part)
-    env = {**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
+    env = {**_harmless(os.environ), "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
     os.execve(serving["python"], [serving["python"], "-m", "roundhouse_engine", str(settings_path)], env)
+
+
+def _harmless(env: Mapping[str, str]) -> dict[str, str]:
+    """What of `env` engines get, which was freed of what is named as a secret before."""
+    return {
+        name: value for name, value in env.items() if not name.startswith(INSTALLERS) and not _PASSWORD.search(value)
+    }
 
 
 # Environments
@@ -144,7 +155,8 @@ def _pins(report: Mapping[str, Any]) -> list[str]:
 def _run(command: Sequence[str]) -> None:
     """What it puts out goes to the log as it comes. Raises InstallFailed."""
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-    del env["PYTHONPATH"]  # our own modules are not to be found in there
+    for name in ("PYTHONPATH", *PLACES):  # on the first are our own modules, which are not to be found in there
+        env.pop(name, None)
     lines: list[str] = []
     try:
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

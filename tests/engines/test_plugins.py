@@ -91,10 +91,14 @@ def context(clashing: tuple[str, ...]) -> Iterator[EngineContext]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def factory(context: EngineContext) -> AsyncIterator[PluginFactory]:
-    """Its environment is made, in place of one that was broken off, while another server wanted it at the same time."""
+    """Its environment is made, in place of one that was broken off, while another server wanted it at the same time.
+
+    And although its user's pip puts what it installs somewhere else.
+    """
     environments = context.cache_dir / "environments"
     (environments / "own-0123456789ab").mkdir(parents=True)
-    with engine_folders(name="own", declared=context.declared) as elsewhere:
+    with engine_folders(name="own", declared=context.declared) as elsewhere, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_TARGET", str(environments / "elsewhere"))
         async with making(context) as first, making(replace(elsewhere, cache_dir=context.cache_dir)) as second:
             assert not first.prepared(SPEC)
             assert first.state()["environment_state"] == "not made"
@@ -221,6 +225,8 @@ async def test_without_requirements_it_runs_with_our_python_and_gets_no_secrets(
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "abc")
     monkeypatch.setenv("ROUNDHOUSE_API_KEY", "abc")
+    monkeypatch.setenv("DATABASE_URL", "postgres://somebody:abc@db/all")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://abc@index/simple")
     with engine_folders(name="own", declared=declared("Environment")) as context:
         async with making(context) as factory:
             assert factory.state()["state"] == "stopped"  # nothing runs before it is needed
@@ -230,7 +236,7 @@ async def test_without_requirements_it_runs_with_our_python_and_gets_no_secrets(
                 env = dict(line.split("=", 1) for line in lines if "=" in line)
                 assert engine.process is not None
                 assert procfs.command_line(engine.process.pid).startswith(sys.executable)
-    assert "abc" not in env.values()
+    assert not [name for name, value in env.items() if "abc" in value]
     assert env["PYTHONPATH"] == f"{SDK}:{HERE}"
     assert folder.startswith(str(context.run_dir))
 
