@@ -184,7 +184,11 @@ class Connection:
 
     async def _change_adapter(self, path: str | None, before: asyncio.Task[Change] | None) -> Change:
         if before is not None:
-            await asyncio.wait({before})
+            try:
+                await asyncio.wait({before})
+            except asyncio.CancelledError:
+                before.cancel()
+                raise
         try:
             self._adapter = None if path is None else await self._load(path)
             change = Change(self._adapter)

@@ -117,6 +117,9 @@ class _GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         self._stop_read_timer()
+        if not self.close_sent and self.curr_msg_data_type == "text" and not _is_utf8(self.frames[0]):
+            self._fail(CloseCode.INVALID_DATA, "the message is not UTF-8")  # uvicorn would log it as a fault of ours
+            return
         super().send_receive_event_to_app()
 
     def _stop_read_timer(self) -> None:
@@ -178,3 +181,11 @@ class _GuardedWebSocket(WebSocketsSansIOProtocol):
         self._hold(0)
         self.transport.resume_reading()
         self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)  # else uvicorn closes with the app
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 
@@ -119,7 +120,9 @@ NO_MESSAGES = [
 ]
 
 
-async def test_what_is_no_message_ends_its_connection_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_no_message_ends_its_connection_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(transport, "LINGER_S", 0.05)
     async with serving(max_body_bytes=2048, request_read_timeout_s=0.2) as served, connected(served) as other:
         for sent, code in NO_MESSAGES:
@@ -128,6 +131,7 @@ async def test_what_is_no_message_ends_its_connection_and_no_other(monkeypatch: 
                 assert await client.close_code() == code
         await other.send("ping")
         assert await other.next() == {"type": "pong"}
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_a_ping_that_comes_in_parts_is_no_message_that_does_not_arrive() -> None:
@@ -138,16 +142,26 @@ async def test_a_ping_that_comes_in_parts_is_no_message_that_does_not_arrive() -
             await served.client.get("/health/live")  # the part before has been read
         assert await client.reader.readexactly(5) == bytes((PING + 1 | FINAL, 3)) + b"abc"
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(client.reader.read(), 0.2)
+            await asyncio.wait_for(client.reader.read(1), 0.2)
+
+
+@contextmanager
+def no_faults_logged() -> Iterator[None]:
+    """What clients do wrong is no error of ours."""
+    faults: list[str] = []
+    sink = logger.add(faults.append, level="ERROR")
+    try:
+        yield
+    finally:
+        logger.remove(sink)
+    assert faults == []
 
 
 async def test_a_connection_that_is_refused_in_the_middle_of_an_answer_is_no_fault_of_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transport, "LINGER_S", 0.05)
-    faults: list[str] = []
-    sink = logger.add(faults.append, level="ERROR")
-    try:
+    with no_faults_logged():
         async with serving(max_body_bytes=4096) as served:
             for _ in range(3):
                 async with connected(served) as client:
@@ -158,9 +172,6 @@ async def test_a_connection_that_is_refused_in_the_middle_of_an_answer_is_no_fau
                         while True:
                             await client.next()
             await until_idle(served)
-    finally:
-        logger.remove(sink)
-    assert faults == []
 
 
 async def test_a_client_that_still_sends_a_message_that_is_too_large_gets_to_read_so() -> None:
@@ -256,11 +267,25 @@ async def test_connections_and_what_runs_on_one_are_bounded_and_an_end_makes_roo
         assert (await client.error())[:2] == ("cancelled", "a")
         await client.generate("b", saying("x"), **MODEL)
         assert (await client.next())["content"] == "x"
+    await until_closed(served)
+    async with connected(served):
+        pass
+
+
+async def until_closed(served: Served) -> None:
     async with asyncio.timeout(WAIT_S):
         while served.roundhouse.app._websockets._connections:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    async with connected(served):
-        pass
+
+
+async def test_with_its_connection_every_change_of_the_adapter_ends(served: Served) -> None:
+    served.engines.may_load.clear()
+    async with connected(served) as client:
+        for path in ("pirate", None, "pirate"):
+            await client.send("load_adapter", adapter_path=path)
+        await client.send("ping")
+        assert await client.next() == {"type": "pong"}
+    await until_closed(served)
 
 
 async def test_who_reads_nothing_holds_up_nobody_and_is_let_go() -> None:
