@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -156,6 +157,7 @@ class Environment:
             return f"it took longer than {self._timeout_s:g} s (install_timeout_s); the last that it said was: {lines}"
         finally:
             await run_to_the_end(process.stop(0))
+            shutil.rmtree(self._scratch, ignore_errors=True)  # the keeper removes it; this is for one that was killed
         if report.exit_code == 0:
             return ""
         raised = _RAISED.match(report.reason)

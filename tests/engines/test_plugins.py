@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -178,6 +179,22 @@ async def test_an_install_that_hangs_is_ended_after_its_time(deaf_index: str) ->
             with pytest.raises(EngineUnavailable, match=r"longer than 0\.5 s \(install_timeout_s\)"):
                 await factory.prepare(SPEC)
             assert factory.preparing(SPEC).startswith("The environment of the engine 'own' could not be made")
+
+
+async def test_an_install_whose_keeper_is_killed_leaves_nothing_that_the_next_one_trips_over(deaf_index: str) -> None:
+    with engine_folders(name="own", declared=declared("Versions", deaf_index, "anything")) as context:
+        async with making(context) as factory:
+            waiting = asyncio.create_task(factory.prepare(SPEC))
+            log_path = context.log_dir / "environment-own.log"
+            await until(lambda: log_path.exists() and "Looking in indexes" in log_path.read_text())
+            launcher = factory.state()["pid"]
+            table = procfs.process_table()
+            [keeper] = [pid for pid in procfs.descendants(launcher, table) if table[pid].ppid == launcher]
+            os.kill(keeper, signal.SIGKILL)
+            with pytest.raises(EngineUnavailable, match="its keeper ended"):
+                await waiting
+            assert procfs.descendants(launcher) == []
+            assert list(context.run_dir.iterdir()) == []
 
 
 async def test_the_end_ends_an_install_and_whoever_waits_is_told(deaf_index: str) -> None:
