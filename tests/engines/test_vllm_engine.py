@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -21,13 +22,16 @@ import pytest_asyncio
 from demo import facts
 from engines import engine_log, progress
 from engines.base import Endpoint, EngineStartError, TakesAdapters
-from engines.process import ProcessEngine
+from engines.process import ProcessEngine, engine_files
+from engines.runtime.protocol import EngineRequest
 from engines.runtime.vllm_runtime import START_METHOD_VARIABLE
 from engines.vllm_engine import VllmFactory, launcher_changes
 from engines.vllm_lora import LORA_PLAIN_INITS, LORA_UNSUPPORTED
 from engines.vllm_sleep import ENVIRONMENT, VllmSleepRoutes
 from models.types import Availability, ModelOverrides, ModelSpec, Task
+from tests.engines import vllm_parsing
 from tests.engines.process_support import WAIT_S, engine_folders, until_gone
+from tests.engines.vllm_formats import ANSWER, FORMATS, THOUGHT, Format
 from utils import procfs
 
 START_TIMEOUT_S = 90.0  # with the launcher's import, on a busy machine
@@ -40,7 +44,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def factory() -> AsyncIterator[VllmFactory]:
     """One launcher for all tests here; at the end no process, socket or record of shared memory may be left."""
     with engine_folders() as context:
-        factory = VllmFactory(context)
+        factory = VllmFactory(context, vllm_parsing.__name__)  # vLLM's runtime, and one thing more
         await factory.start()
         try:
             yield factory
@@ -235,6 +239,35 @@ async def test_arguments_that_vllm_refuses_are_found_without_a_start(
         await factory.prepare(spec)
     assert not factory.prepared(spec)
     assert list(factory._context.run_dir.glob("*")) == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def parsed(factory: VllmFactory, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the installed parsers make of each format, by model id."""
+    written = tmp_path_factory.mktemp("parsed") / "formats.json"
+    uds, log_path = engine_files(factory._context, "parsing", "formats")
+    request = EngineRequest(vllm_parsing.PARSE, str(uds), "/nowhere", str(log_path), args=[str(written)])
+    process = await factory._launcher.spawn(request)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            report = await process.wait_exited()
+    finally:
+        await process.stop(0)
+    assert report.exit_code == 0, report.log_tail
+    return {found["model_id"]: found for found in json.loads(written.read_bytes())}
+
+
+@pytest.mark.parametrize("case", FORMATS, ids=lambda case: case.model_id)
+async def test_the_parsers_chosen_for_a_family_understand_what_it_writes(
+    case: Format, parsed: dict[str, dict[str, Any]]
+) -> None:
+    found = parsed[case.model_id]
+    assert found["error"] == ""
+    if case.tools:
+        assert found["calls"] == [["get_weather", {"city": "Paris"}]]
+    if case.reasoning:
+        assert found["reasoning"].strip() == THOUGHT
+        assert found["content"].strip() == ANSWER.strip()
 
 
 async def test_arguments_that_vllm_takes_are_looked_at_once_and_ours_never(

@@ -2,7 +2,7 @@
 """How families of models write: the telling parts of published chat templates, and what such a model then answers.
 
 Every format calls get_weather(city="Paris"). From the models' chat templates and cards, and vLLM's documentation of
-its parsers; `python -m tests.engines.vllm_parsing` feeds them to the installed parsers.
+its parsers; vllm_parsing.py feeds them to the installed parsers.
 """
 
 from __future__ import annotations

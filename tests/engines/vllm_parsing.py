@@ -1,23 +1,25 @@
-"""Run as a process of its own, as vLLM takes seconds to import: the formats through the installed parsers, as JSON.
+"""vLLM's runtime, that can also have the installed parsers read what families write: vLLM takes seconds to import.
 
-    python -m tests.engines.vllm_parsing
-
-Prints a list of {"model_id", "calls": [[name, arguments]], "reasoning", "content", "error"}, one for each format.
+An engine request of the name `PARSE` writes to the file in its arguments: a list, as JSON, of {"model_id",
+"calls": [[name, arguments]], "reasoning", "content", "error"}, one for each format.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.reasoning import ReasoningParserManager
-from vllm.tool_parsers import ToolParserManager
 
+from engines.runtime import vllm_runtime
+from engines.runtime.protocol import EngineRequest
+from engines.runtime.vllm_runtime import cuda_initialized, preload
 from tests.engines.vllm_formats import ANSWER, FORMATS, Format
+
+__all__ = ["PARSE", "cuda_initialized", "preload", "run_engine"]
+
+PARSE = "parsing"
 
 WEATHER = {
     "type": "function",
@@ -28,8 +30,17 @@ WEATHER = {
 }
 
 
-def tokenizer(special: tuple[str, ...]) -> PreTrainedTokenizerFast:
+def run_engine(request: EngineRequest) -> None:
+    if request.name != PARSE:
+        return vllm_runtime.run_engine(request)
+    Path(request.args[0]).write_text(json.dumps([parse(case) for case in FORMATS]))
+    return None
+
+
+def tokenizer(special: tuple[str, ...]) -> Any:
     """One that knows every byte, and a format's own tokens."""
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,6 +50,10 @@ def tokenizer(special: tuple[str, ...]) -> PreTrainedTokenizerFast:
 
 
 def parse(case: Format) -> dict[str, Any]:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
     found: dict[str, Any] = {"model_id": case.model_id, "calls": [], "reasoning": None, "content": None, "error": ""}
     request = ChatCompletionRequest(
         model="m",
@@ -60,7 +75,3 @@ def parse(case: Format) -> dict[str, Any]:
     except Exception as error:  # told by the test that reads this
         found["error"] = f"{type(error).__name__}: {error}"
     return found
-
-
-if __name__ == "__main__":
-    json.dump([parse(case) for case in FORMATS], sys.stdout)
