@@ -127,7 +127,7 @@ class ModelManager:
 
     def refresh(self) -> None:
         """The catalog has changed: tells the scheduler what appeared, changed and went."""
-        gone, changed = self._roster.renew(self.scheduler.entries)
+        gone, changed = self._roster.renew({name: each.limits.remote for name, each in self.scheduler.entries.items()})
         for model_id in gone:
             self._loop.feed(self.scheduler.forget, model_id, self._roster.removal(model_id))
             self._runner.disconnect(model_id)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 
 from models.catalog import Catalog
-from models.errors import ModelUnusable, RoundhouseError, UnknownModel
+from models.errors import ModelUnusable, RoundhouseError, Unavailable, UnknownModel
 from models.footprints import FootprintStore
 from models.scheduling.policy import Limits
 from models.servable import Servable
 from models.types import ModelSpec, Task
+
+MOVING_RETRY_S = 5.0  # for answers of the engine before to end
 
 
 class Roster:
@@ -35,17 +37,17 @@ class Roster:
         """Sorted."""
         return sorted(self._specs)
 
-    def renew(self, present: Container[str]) -> tuple[list[str], list[tuple[ModelSpec | None, ModelSpec]]]:
+    def renew(self, present: Mapping[str, bool]) -> tuple[list[str], list[tuple[ModelSpec | None, ModelSpec]]]:
         """Takes over what the catalog has now. Returns the ids that went, and (before, after) of all that differs.
 
-        A model that is served elsewhere now, or here again, goes first; as long as it is among `present`, it is left
-        out, and named in `moving`.
+        `present`: the models of which something is left, and whether that is elsewhere. A model that is served
+        elsewhere now, or here again, goes first: as long as it is among them, it is left out, and named in `moving`.
         """
         self.accepted = {spec.id: spec for spec in self._catalog.specs() if self._servable.refusal(spec) is None}
         specs = {model_id: spec for model_id, spec in self.accepted.items() if spec.task is not Task.ADAPTER}
         self._renew_adapters()
         before = self._specs
-        self.moving = {spec.id for spec in specs.values() if self._moves(before.get(spec.id), spec, present)}
+        self.moving = {spec.id for spec in specs.values() if self._moves(spec, present)}
         self._specs = specs = {model_id: spec for model_id, spec in specs.items() if model_id not in self.moving}
         changed = [(before.get(spec.id), spec) for spec in specs.values() if before.get(spec.id) != spec]
         return sorted(before.keys() - specs.keys()), changed
@@ -58,10 +60,8 @@ class Roster:
         bases = before.keys() | self._adapters.keys()
         self.readapted = {base for base in bases if before.get(base) != self._adapters.get(base)}
 
-    def _moves(self, before: ModelSpec | None, spec: ModelSpec, present: Container[str]) -> bool:
-        if before is None:
-            return spec.id in self.moving and spec.id in present
-        return self._servable.is_remote(before) != self._servable.is_remote(spec)
+    def _moves(self, spec: ModelSpec, present: Mapping[str, bool]) -> bool:
+        return spec.id in present and present[spec.id] != self._servable.is_remote(spec)
 
     def drop(self, model_id: str) -> None:
         """It cannot be served for now: the next `renew` tells of it anew."""
@@ -98,6 +98,9 @@ class Roster:
 
     def removal(self, model_id: str) -> RoundhouseError:
         """What waiting requests are told when their model can no longer be served."""
+        if model_id in self.moving:
+            text = f"The model '{model_id}' has changed its engine; answers of the one before are still running."
+            return Unavailable(text, param="model", retry_after_s=MOVING_RETRY_S)
         spec = self._catalog.get(model_id)
         refusal = self._servable.refusal(spec) if spec else None
         if spec and not refusal:  # see drop

@@ -153,6 +153,8 @@ async def test_a_model_that_moves_elsewhere_ends_here_first_and_the_other_way_ro
     async with manager.lease(A):
         manager.catalog.replace([MOVED, B])
         assert here.alive() == [A.id]  # its running answer goes on
+        with pytest.raises(Unavailable, match="has changed its engine"):
+            await use(manager, A.id)
     await until_known(manager, A.id)
     assert here.alive() == []
     assert await use(manager, A.id) == "theirs"
@@ -161,6 +163,20 @@ async def test_a_model_that_moves_elsewhere_ends_here_first_and_the_other_way_ro
     assert await use(manager, A.id) == A.id
     await until(manager, A.id, State.READY)
     assert here.alive() == [A.id]
+
+
+async def test_what_comes_elsewhere_while_its_namesake_is_leaving_waits_for_that_and_the_other_way_round(
+    manager: ModelManager, here: FakeFactory
+) -> None:
+    local_far = replace(A, id=FAR.id)
+    async with manager.lease(A), manager.lease(FAR):
+        manager.catalog.replace([B])
+        manager.catalog.replace([MOVED, local_far, B])
+        assert here.alive() == [A.id]
+    await until_known(manager, A.id)
+    await until_known(manager, FAR.id)
+    assert here.alive() == []  # nobody's engine was forgotten
+    assert (await use(manager, A.id), await use(manager, FAR.id)) == ("theirs", FAR.id)
 
 
 async def until_known(manager: ModelManager, model: str) -> None:
