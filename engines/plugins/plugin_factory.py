@@ -7,6 +7,7 @@ it names requirements. Here its code is never imported.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from models.types import LoadReport, ModelSpec, Task
 
 RUNTIME_MODULE = "engines.runtime.plugin_runtime"
 OVERHEAD_BYTES = 256 << 20  # a Python with a framework, before anything was measured
+_LOGIN = re.compile(r"://[^/\s@]+@")  # in an address
 NOT_SERVED = frozenset({Task.ADAPTER, Task.UNSUPPORTED})
 
 
@@ -64,7 +66,7 @@ class PluginFactory:
         environment = self._environment
         if environment is None:
             return (f"{self._class_path} runs in a process of its own, by {self._given_python}",)
-        wanted = ", ".join(self._context.declared.requirements)
+        wanted = _LOGIN.sub("://****@", ", ".join(self._context.declared.requirements))  # every client may read this
         return (
             f"{self._class_path} runs in an environment of its own, {environment.folder}: {environment.state()}",
             f"its requirements: {wanted}",

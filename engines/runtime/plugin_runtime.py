@@ -7,6 +7,7 @@ so that nothing of them outlives the app, however it ends.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from engines.runtime.protocol import EngineRequest
 
 SDK = Path(__file__).resolve().parent.parent / "sdk"  # holds roundhouse_engine and nothing else
 COMPLETE = "roundhouse-complete"  # in an environment: the last file to be written
+CROSS = "\u00d7 "  # stands before what failed
+CAUSES = ("ERROR: ", CROSS, "fatal: ")
 CAUSE_LINES = 3
 INSTALLERS = ("PIP_", "UV_")  # settings of theirs, addresses with passwords among them, are nothing to engines
 PLACES = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER")  # where pip puts things is ours to say
@@ -159,7 +162,9 @@ def _run(command: Sequence[str]) -> None:
         env.pop(name, None)
     lines: list[str] = []
     try:
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+        )
     except OSError as error:
         raise InstallFailed(f"{command[0]} cannot be started: {error}") from None
     with process:
@@ -172,5 +177,11 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _cause(lines: Sequence[str]) -> str:
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return "; ".join(errors[:CAUSE_LINES] or [line for line in lines if line][-1:])
+    """What pip calls an error or says of a program that failed for it, with that program's last words."""
+    causes: dict[str, None] = {}  # as a set in order: it repeats itself
+    for before, line in itertools.pairwise(["", *lines]):
+        if line.startswith(CAUSES):
+            causes[line.removeprefix("ERROR: ").removeprefix(CROSS)] = None
+        elif line == "[end of output]":
+            causes[before] = None
+    return "; ".join([*causes][:CAUSE_LINES] or [line for line in lines if line][-1:])

@@ -24,7 +24,7 @@ from engines.base import Declaration, EngineContext, EngineStartError, EngineUna
 from engines.plugins.environments import digest_of
 from engines.plugins.plugin_factory import PluginFactory, create_factory
 from engines.process import ProcessEngine
-from engines.runtime.plugin_runtime import SDK, beside
+from engines.runtime.plugin_runtime import SDK, InstallFailed, beside, install
 from models.types import ModelOverrides, ModelSpec, Task
 from tests.engines.process_support import START_TIMEOUT_S, engine_folders, marked_processes, until
 from tests.engines.wheels import make_wheel, requirements
@@ -36,6 +36,16 @@ ENGINES = "tests.engines.plugin_engines"
 HERE = str(Path(__file__).parent)
 SPEC = ModelSpec("org/own", Path("/nowhere"), Task.CHAT, "own")
 OLD = "1.0"  # of a package that our own environment has in a version of today
+FAILED_BUILD = """\
+  error: subprocess-exited-with-error
+  \u00d7 Getting requirements to build wheel did not run successfully.
+  │ exit code: 1
+  ╰─> [2 lines of output]
+      Traceback (most recent call last):
+      ValueError: no compiler
+      [end of output]
+  note: This error originates from a subprocess, and is likely not a problem with pip.
+"""
 
 
 def declared(class_name: str, *wanted: str, **more: Any) -> Declaration:
@@ -256,6 +266,22 @@ async def test_without_requirements_it_runs_with_our_python_and_gets_no_secrets(
     assert not [name for name, value in env.items() if "abc" in value]
     assert env["PYTHONPATH"] == f"{SDK}:{HERE}"
     assert folder.startswith(str(context.run_dir))
+
+
+async def test_the_reason_of_a_failure_is_what_failed_and_its_last_words_and_not_pip_s_hints(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat <<'END'\n{FAILED_BUILD}END\nexit 1\n")
+    python.chmod(0o700)
+    with pytest.raises(InstallFailed) as caught:
+        install({"folder": str(tmp_path / "made"), "python": str(python), "requirements": []})
+    assert str(caught.value) == "Getting requirements to build wheel did not run successfully.; ValueError: no compiler"
+
+
+async def test_what_is_told_of_its_requirements_has_no_passwords() -> None:
+    wanted = declared("Versions", "--index-url https://somebody:secret@index/simple", "git+https://secret@host/a.git")
+    with engine_folders(name="own", declared=wanted) as context:
+        reasons = create_factory(context).reasons(SPEC)
+    assert reasons[1] == "its requirements: --index-url https://****@index/simple, git+https://****@host/a.git"
 
 
 async def test_what_is_not_allowed_or_not_there_is_refused_before_anything_is_evicted(
