@@ -23,7 +23,12 @@ class LazyFactory:
 
     @property
     def remote(self) -> bool:
-        return bool(getattr(self._made(), "remote", False))
+        """False where it cannot be imported, which `accepts` tells."""
+        try:
+            factory = self._made()
+        except Exception:
+            return False
+        return bool(getattr(factory, "remote", False))
 
     def accepts(self, spec: ModelSpec) -> Verdict:
         try:

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from app.config import Settings
 from engines import registry
 from engines.base import Declaration, EngineContext, ListsModels
+from models.catalog import Catalog
+from models.servable import Servable
 from models.types import Registered, Task
 from tests.models.specs import spec
 
@@ -69,6 +71,7 @@ async def test_one_that_cannot_be_imported_refuses_its_models_with_the_reason_an
     verdict = engines.factories["bad"].accepts(SPEC)
     assert (verdict.ok, verdict.reason) == (False, "its engine 'bad' cannot be imported: OSError: no library there")
     assert engines.factories["bad"].state() == {"state": "unavailable", "error": "OSError: no library there"}
+    assert not Servable(Catalog([SPEC]), {SPEC.engine: engines.factories["bad"]}).is_remote(SPEC)  # asked of each model
     assert engines.factories["package"].accepts(SPEC).ok
 
 
