@@ -127,6 +127,9 @@ def install(installing: Installing) -> None:
         os.environ["TMPDIR"] = str(temporary)
         try:
             _make(folder, installing)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # perhaps for want of room, which others need, too
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

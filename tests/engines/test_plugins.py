@@ -165,6 +165,7 @@ async def test_what_cannot_be_installed_is_told_and_not_tried_again_at_once(clas
             with pytest.raises(EngineUnavailable, match=r"No matching distribution found for packaging==99") as caught:
                 await factory.prepare(SPEC)
             assert caught.value.retry_after_s > 5
+            assert not (context.cache_dir / "environments" / factory.state()["environment"]).exists()
             assert str(context.log_dir) in caught.value.message
             log_path = context.log_dir / "environment-own.log"
             written = log_path.stat()
