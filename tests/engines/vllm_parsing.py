@@ -31,10 +31,11 @@ WEATHER = {
 
 
 def run_engine(request: EngineRequest) -> None:
-    if request.name != PARSE:
-        return vllm_runtime.run_engine(request)
-    Path(request.args[0]).write_text(json.dumps([parse(case) for case in FORMATS]))
-    return None
+    if request.name == PARSE:
+        [written] = request.args
+        Path(written).write_text(json.dumps([parse(case) for case in FORMATS]))
+    else:
+        vllm_runtime.run_engine(request)
 
 
 def tokenizer(special: tuple[str, ...]) -> Any:
@@ -55,12 +56,8 @@ def parse(case: Format) -> dict[str, Any]:
     from vllm.tool_parsers import ToolParserManager
 
     found: dict[str, Any] = {"model_id": case.model_id, "calls": [], "reasoning": None, "content": None, "error": ""}
-    request = ChatCompletionRequest(
-        model="m",
-        messages=[{"role": "user", "content": "?"}],
-        tools=[WEATHER],
-        chat_template_kwargs=case.request or None,
-    )
+    asked = {"model": "m", "messages": [{"role": "user", "content": "?"}], "tools": [WEATHER]}
+    request: Any = ChatCompletionRequest.model_validate(asked | {"chat_template_kwargs": case.request or None})
     tokens = tokenizer(case.special)
     try:
         if case.tools:
