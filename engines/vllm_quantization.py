@@ -121,10 +121,12 @@ def _compressed(given: Mapping[str, Any]) -> tuple[str, int]:
     for name in ("nvfp4", "mxfp4", "mxfp8"):
         if name in form:
             return name, bits or 4
+    plain = not isinstance(group.get("input_activations"), dict)
+    if kind == "float" and bits == 8 and plain:
+        return "fp8_weights_only", 8
     if kind == "float" and bits == 8:
         return ("fp8_block" if weights.get("strategy") == "block" else "fp8"), 8
     if kind == "int" and bits:
-        plain = not isinstance(group.get("input_activations"), dict)
         return (f"int{bits}" if plain else f"int{bits}_activations_too"), bits
     return "", bits
 
@@ -174,11 +176,11 @@ def _native(found: Quantization, capability: int) -> str:
 
 def _cpu_refusal(found: Quantization, cpu: Cpu) -> str:
     gpu = "it needs a GPU"
-    if found.scheme in ("nvfp4", "mxfp8") or found.method in ("modelopt_mixed", "humming", "experts_int8"):
+    if found.scheme in ("nvfp4", "mxfp8", "fp8_weights_only") or found.method in ("modelopt_mixed", "humming", "experts_int8"):
         return f"vLLM has no kernels for it on a CPU; {gpu}"
     if found.scheme == "mxfp4" and not found.experts:
         return f"vLLM has it on a CPU for mixtures of experts alone; {gpu}"
-    if found.method in ("gptq", "awq", "inc") and found.bits != 4:
+    if found.scheme == f"int{found.bits}" and found.bits != 4:
         return f"on a CPU vLLM has it with 4 bits alone; {gpu}"
     # Without AMX vLLM would take kernels of torch's, for which its CPU builds cannot quantize the inputs.
     needs_amx = found.experts or found.scheme in ("fp8", "fp8_block", "mxfp4")
