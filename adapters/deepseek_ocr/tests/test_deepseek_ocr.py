@@ -119,10 +119,11 @@ def spec(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelSpec
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def factory(installed: Path) -> AsyncIterator[EngineFactory]:
+async def factory(spec: ModelSpec) -> AsyncIterator[EngineFactory]:
     with engine_folders() as context:
         engines = create_factories(lambda name: context)
         factory = engines.factories["deepseek_ocr"]
+        factory.accepts(spec)  # it is imported for this, and so before it is started
         await factory.start()
         try:
             yield factory

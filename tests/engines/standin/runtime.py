@@ -26,6 +26,8 @@ def cuda_initialized() -> bool:
 
 
 def run_engine(request: EngineRequest) -> None:
+    if request.only_check:  # of its arguments
+        return
     parser = argparse.ArgumentParser(prog=request.name)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--served-model-name", nargs="+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -218,8 +219,8 @@ def as_nobody() -> object:
 @pytest.mark.parametrize("target", ["bad", "bad/config.json", "bad/model.safetensors", "bad/tokenizer.json"])
 def test_what_cannot_be_read_is_refused(models: Path, target: str, request: pytest.FixtureRequest) -> None:
     write_files(models / "bad", chat_files())
-    for folder in [models, *models.parents]:
-        if folder.is_relative_to(models.parent.parent.parent):
+    for folder in (models, *models.parents):
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
             folder.chmod(0o755)
     (models / target).chmod(0)
     request.getfixturevalue("as_nobody")
