@@ -44,6 +44,7 @@ ALIASES = {"auto-round": "inc", "auto_round": "inc", "auto_gptq": "gptq", "gptq_
 ALIASES |= {"auto_awq": "awq", "compressed_tensors": "compressed-tensors", "gpt_oss_mxfp4": "mxfp4"}
 _MODELOPT = {"FP8": "modelopt", "NVFP4": "modelopt_fp4", "MXFP8": "modelopt_mxfp8", "MIXED_PRECISION": "modelopt_mixed"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_NOT_ON_CPU = frozenset({"nvfp4", "mxfp8", "fp8_weights_only", "modelopt_mixed", "humming", "experts_int8"})
 GENERATIONS = {75: "Turing", 80: "Ampere", 89: "Ada", 90: "Hopper", 100: "Blackwell"}
 
 
@@ -176,7 +177,7 @@ def _native(found: Quantization, capability: int) -> str:
 
 def _cpu_refusal(found: Quantization, cpu: Cpu) -> str:
     gpu = "it needs a GPU"
-    if found.scheme in ("nvfp4", "mxfp8", "fp8_weights_only") or found.method in ("modelopt_mixed", "humming", "experts_int8"):
+    if found.scheme in _NOT_ON_CPU or found.method in _NOT_ON_CPU:
         return f"vLLM has no kernels for it on a CPU; {gpu}"
     if found.scheme == "mxfp4" and not found.experts:
         return f"vLLM has it on a CPU for mixtures of experts alone; {gpu}"
