@@ -132,11 +132,20 @@ def _locate(wanted: str, models_dir: Path | None) -> Path | None:
         return Path(wanted) if Path(wanted, "config.json").is_file() else None
     if models_dir is None or ".." in Path(wanted).parts:
         return None
-    snapshots = models_dir / f"models--{wanted.replace('/', '--')}" / "snapshots"
-    for path in (models_dir / wanted, *sorted(snapshots.glob("*"))):
+    cache = models_dir / f"models--{wanted.replace('/', '--')}"
+    snapshots = sorted(cache.glob("snapshots/*"), key=lambda path: path.name != _main_revision(cache))
+    for path in (models_dir / wanted, *snapshots):
         if (path / "config.json").is_file():
             return path
     return None
+
+
+def _main_revision(cache: Path) -> str:
+    """The one that was downloaded last, "" where that is not said."""
+    try:
+        return (cache / "refs/main").read_text()[:100].strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _draft_refusal(path: Path, root: Path) -> str:

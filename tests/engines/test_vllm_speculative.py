@@ -145,6 +145,14 @@ def test_a_draft_is_named_by_its_id_in_the_models_folder_or_by_its_path(tmp_path
     }
 
 
+def test_of_a_draft_s_revisions_in_the_cache_the_newest_is_used(tmp_path: Path) -> None:
+    cache = tmp_path / "models--org--head"
+    revisions = [folder(cache / "snapshots" / name, architectures=["LlamaForCausalLMEagle3"]) for name in "abc"]
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("b\n")
+    assert choose(spec(folder(tmp_path / "large"), "org/head"), "cpu", tmp_path).draft == revisions[1]
+
+
 @pytest.mark.parametrize("name", ["org/nobody", "../elsewhere", "/nowhere/at/all"])
 def test_a_draft_that_is_not_there_refuses_its_model(tmp_path: Path, name: str) -> None:
     folder(tmp_path.parent / "elsewhere")
