@@ -5,6 +5,7 @@ pytriton's own way to bind functions is not used: its helper process does not st
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -35,6 +36,16 @@ STUB = "triton_python_backend_stub"  # the process that runs a Python model; the
 START_TIMEOUT_S = 60.0
 
 
+def lacks_library() -> str:
+    """Why Triton's Python models cannot run here, or ""."""
+    name = f"libpython{PYTHON}.so.1.0"
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return f"{name} is missing: apt-get install libpython{PYTHON}"
+    return ""
+
+
 def install() -> Path:
     """The server's folder. Made on the first call, and anew where the requirements changed; takes a few seconds."""
     HOME.parent.mkdir(exist_ok=True)
@@ -43,10 +54,10 @@ def install() -> Path:
         wanted = REQUIREMENTS.read_text() + sys.version
         if not STAMP.is_file() or STAMP.read_text() != wanted:
             shutil.rmtree(HOME, ignore_errors=True)
-            uv = [sys.executable, "-m", "uv"]
-            subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(HOME)], check=True)
-            install = [*uv, "pip", "install", "--quiet", "--no-deps", "--python", str(HOME / "bin" / "python")]
-            subprocess.run([*install, "--requirement", str(REQUIREMENTS)], check=True)
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(HOME)], check=True)
+            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(HOME / "bin" / "python")]
+            install = [*pip, "install", "--quiet", "--no-deps", "--no-compile", "--requirement", str(REQUIREMENTS)]
+            subprocess.run(install, check=True)
             shutil.copy(TRITON / "python_backend_stubs" / PYTHON / STUB, BACKENDS / "python" / STUB)
             STAMP.write_text(wanted)
     return TRITON

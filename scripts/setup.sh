@@ -58,10 +58,24 @@ install_system_packages() {
     if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
         die "this machine lacks $packages: run 'sudo apt-get install $packages' (on Debian), then this again"
     fi
-    say "installing from Debian: $packages"
+    apt_install "$packages"
+}
+
+# Triton's server, against which KServe V2 is tested, loads Python as a library. Where it cannot be had, as by users
+# who are not root, those tests are skipped.
+install_python_library() {
+    local name
+    name=$("$python" -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
+    if "$python" -c "import ctypes; ctypes.CDLL('$name.so.1.0')" 2>/dev/null; then return 0; fi
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null && apt_install "$name"; then return 0; fi
+    say "without $name (on Debian: apt-get install $name) the tests against Triton are skipped"
+}
+
+apt_install() {
+    say "installing from Debian: $1"
     apt-get update -qq
     # shellcheck disable=SC2086  # several words
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $1 >/dev/null
 }
 
 pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps "$@"; }
@@ -100,6 +114,7 @@ if [[ $installed != "$wanted "* ]]; then
     say "making $VENV from $requirements ($flavour, $("$python" -V)); this happens once"
     rm -f "$STAMP"
     install_system_packages
+    install_python_library
     "$python" -m venv --clear "$VENV"
     if [[ $flavour == cpu ]]; then
         say "installing torch for CPU"

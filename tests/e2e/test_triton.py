@@ -15,7 +15,7 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from bench._triton import MODELS, Triton, triton
+from bench._triton import MODELS, Triton, lacks_library, triton
 from engines.base import Declaration
 from tests.app.serving import Served, serving
 
@@ -46,6 +46,8 @@ IN_JSON = [name for name in ECHOED if name not in ("BYTES", "FP16", "BF16")]  # 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    if lack := lacks_library():
+        pytest.skip(lack)
     with triton(tmp_path_factory.mktemp("triton")) as one:
         yield one
 
