@@ -148,7 +148,8 @@ class Leases:
             if not refusal.reload:
                 text = f"The adapter '{adapter.id}' cannot be loaded into '{base_id}': {refusal.message}"
                 raise ModelUnusable(text, param="model") from None
-            log.info("%s is loaded anew for the adapter %s: %s", base_id, adapter.id, refusal.message)
-            self._loop.feed(self._loop.scheduler.on_changed, base_id)
+            if self._runner.get(base_id) is resident:  # it may have ended meanwhile
+                log.info("%s is loaded anew for the adapter %s: %s", base_id, adapter.id, refusal.message)
+                self._loop.feed(self._loop.scheduler.on_changed, base_id)
             return False
         return there and self._runner.get(base_id) is resident and resident.awake

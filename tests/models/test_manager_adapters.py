@@ -202,6 +202,23 @@ async def test_one_beyond_its_base_s_limits_has_it_loaded_anew_once_it_is_idle(
     assert [engine.alive for engine in factory.engines] == [False, True]
 
 
+async def test_what_an_engine_that_is_gone_said_of_its_limits_reloads_no_other(
+    manager: ModelManager, factory: AdapterFactory
+) -> None:
+    factory.may_add.clear()
+    factory.refusals["org/pirate"] = AdapterRefused("it has rank 64", reload=True)
+    waiting = asyncio.create_task(use(manager, "pirate"))
+    async with asyncio.timeout(PATIENCE_S):
+        while not (factory.engines and factory.newest.done):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    factory.engines[0].crash()
+    await turns()
+    await use(manager, "a")
+    factory.may_add.set()
+    assert await waiting == "org/pirate"
+    assert [engine.alive for engine in factory.engines] == [False, True]
+
+
 async def test_a_client_that_goes_away_while_its_adapter_is_put_in_leaves_no_trace(
     manager: ModelManager, factory: AdapterFactory
 ) -> None:
