@@ -17,7 +17,7 @@ from models.types import ModelSpec, Signature, Task, Tensor
 from tests.app.elsewhere import elsewhere, http
 from tests.app.kserve_server import KServeServer, kserve_server
 
-PATIENCE_S = 10
+PATIENCE_S = 30
 ASK_S = 0.02
 NOWHERE = "grpc://127.0.0.1:1"
 PAIRS = Signature((Tensor("x", "FP32", (-1, 2)),), (Tensor("sum", "FP32", (-1,)),), ("7",), "python")
