@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ FETCHES_AT_ONCE = 2
 MAX_FETCHES = 64  # that run or wait their turn on clients' words
 MAX_WAIT_S = 300.0  # of a client
 STOP_WAIT_S = 2.0  # for threads that are writing
+OVERTIME_S = 5.0  # for a thread to notice that its fetch took too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,13 @@ class Fetcher:
     async def _fetched(self, address: Address, progress: Progress) -> Path:
         async with self._slots:
             in_use = [*(one.address for one in self._configured.values()), *self._running]
-            return await in_thread(lambda: self._store.update(address, progress, in_use))
+            try:
+                # A storage that sends a byte now and then keeps its thread in a read, but not the place of others.
+                async with asyncio.timeout(progress.deadline_s + OVERTIME_S - time.monotonic()):
+                    return await in_thread(lambda: self._store.update(address, progress, in_use))
+            except TimeoutError:
+                progress.stop.set()
+                raise FetchFailed("the storage is too slow", passing=True) from None
 
     # -- what is listed --------------------------------------------------------------------------------------------
 

@@ -262,6 +262,28 @@ async def test_a_fetch_goes_on_when_the_client_leaves_who_began_it(setting: Sett
     assert len(setting.s3.downloads(setting.address.prefix)) == 2
 
 
+async def test_fetches_that_never_end_hold_up_no_other(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetchers, "OVERTIME_S", 0.0)
+    monkeypatch.setattr("models.fetching.store.FETCH_TIMEOUT_S", 0.1)
+    _, may_go_on = setting.hold_downloads()
+    stalling = []
+    for number in range(fetchers.FETCHES_AT_ONCE):
+        setting.address = Address(BUCKET, f"stalling/{number}")
+        setting.put()
+        stalling.append(setting.refusal(str(setting.address)))
+    try:
+        for refusal in await asyncio.gather(*stalling):
+            assert isinstance(refusal, Unavailable)
+            assert "cannot be fetched" in refusal.message
+        monkeypatch.undo()
+        setting.s3.use(monkeypatch)
+        setting.address = Address(BUCKET, "prompt")
+        setting.put()
+        assert (await setting.paths.resolve(str(setting.address))).task is Task.ADAPTER
+    finally:
+        may_go_on.set()
+
+
 async def test_of_a_storage_that_is_away_a_client_gets_what_was_fetched_before(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
