@@ -15,6 +15,7 @@ from enum import StrEnum
 from engines.base import Outcome
 
 SHAKEN_S = 1.0
+SLOW_TRIAL_S = 1.0  # an answer that does not stream begins when it is whole: nobody else should wait for that
 
 Clock = Callable[[], float]
 
@@ -38,6 +39,7 @@ class Breaker:
         self._clock = clock
         self._opened_s: float | None = None  # None: closed
         self._trial: _Request | None = None
+        self._trial_s = 0.0  # when it began
         self._era = 0  # goes up with each opening and closing
         self.running = 0
         self.failures = 0  # in a row
@@ -76,6 +78,7 @@ class Breaker:
         self.running += 1
         if self._opened_s is not None:
             self._trial = request
+            self._trial_s = self._clock()
         return self._era
 
     def answers(self, request: _Request) -> int:
@@ -89,6 +92,12 @@ class Breaker:
             self.failures = self._max_failures - 1
             return self._era
         return request.era
+
+    def hears(self) -> None:
+        """The server has answered a question of our own: enough for a trial whose answer takes its time."""
+        if self._trial is not None and self._clock() - self._trial_s >= SLOW_TRIAL_S:
+            self._close()
+            self.failures = self._max_failures - 1
 
     def end(self, request: _Request, outcome: Outcome, why: str) -> None:
         """For `_Request`."""

@@ -148,6 +148,7 @@ class OpenAIFactory:
         while True:
             try:
                 self._take(server, await ask(self._session, _base(server.url), self._headers))
+                server.breaker.hears()
             except NoList as error:
                 self._note_silence(server, str(error))
             except Exception:  # the top of a task: it must go on asking

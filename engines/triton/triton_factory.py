@@ -146,6 +146,7 @@ class TritonFactory:
                 log.warning("%s: %s does not say which models it has: %s", self.name, server.host, error)
                 server.asked_error = str(error)
             return
+        server.breaker.hears()
         if server.asked_error is not None:
             log.info("%s: %s says again which models it has", self.name, server.host)
             server.asked_error = None

@@ -99,6 +99,22 @@ def test_a_trial_is_over_once_its_answer_begins_and_one_that_breaks_off_then_ope
     assert breaker.state is OPEN
 
 
+def test_a_trial_whose_answer_takes_its_time_holds_up_nobody_once_the_server_tells_what_it_has(
+    breaker: Breaker, clock: Clock
+) -> None:
+    trial = half_open(breaker, clock).request()
+    trial.begin()
+    breaker.hears()
+    assert not breaker.admits()  # it may still fail at once
+    clock.now_s += 2
+    breaker.hears()
+    assert (breaker.state, breaker.admits()) == (CLOSED, True)
+    trial.end(Outcome.FAILED, "it had begun before")
+    assert breaker.state is CLOSED
+    use(breaker, Outcome.FAILED)
+    assert breaker.state is OPEN
+
+
 def test_after_a_trial_that_was_answered_to_its_end_failures_are_counted_from_anew(
     breaker: Breaker, clock: Clock
 ) -> None:
