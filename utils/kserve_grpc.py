@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped]
@@ -51,11 +50,15 @@ class Unreached(Exception):
 
 
 class CallFailed(Exception):
-    """The server refused or failed; `status` is the nearest of HTTP's. `lost`: the connection broke meanwhile."""
+    """The server refused or failed. `lost`: the connection broke meanwhile.
 
-    def __init__(self, status: int, message: str, *, lost: bool = False) -> None:
+    `status` is the nearest of HTTP's, `code` the name of gRPC's; `message` the server's, which may quote the request.
+    """
+
+    def __init__(self, status: int, code: str, message: str, *, lost: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
         self.message = message
         self.lost = lost
 
@@ -81,7 +84,8 @@ class KServeChannel:
             answer: bytes = await send(request, metadata=metadata, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             lost = error.code() is grpc.StatusCode.UNAVAILABLE and await _is_lost(channel)
-            raise CallFailed(STATUSES.get(error.code(), OTHER_STATUS), _text(error), lost=lost) from None
+            status, code = STATUSES.get(error.code(), OTHER_STATUS), error.code().name
+            raise CallFailed(status, code, str(error.details() or code), lost=lost) from None
         return answer
 
     async def close(self) -> None:
@@ -148,7 +152,3 @@ async def _is_lost(channel: grpc.aio.Channel) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _text(error: Any) -> str:
-    return str(error.details() or error.code().name)

@@ -21,6 +21,7 @@ from models.manager import Lease
 
 if TYPE_CHECKING:
     from app.kserve.infer_request import InferRequest
+    from utils.kserve_grpc import CallFailed
 
 T = TypeVar("T")
 
@@ -155,8 +156,8 @@ class Forwarding:
         except CallFailed as error:
             if error.lost:
                 raise failed(lease, "closed the connection before the end of its answer") from None
-            _note(lease, error.status, error.message)
-            raise _refusal(lease, error.status, error.message) from None
+            _note(lease, error.status)
+            raise _refusal(lease, error) from None
         lease.answers()
         return raw
 
@@ -176,16 +177,16 @@ def _who(lease: Lease) -> str:
     return f"The server of '{lease.spec.id}'"
 
 
-def _note(lease: Lease, status: int, why: str = "") -> None:
+def _note(lease: Lease, status: int) -> None:
     if status >= FIRST_FAILURE and status != NOT_IMPLEMENTED:
-        lease.fails(why or f"status {status}")
+        lease.fails(f"status {status}")
     else:
         lease.answers()
 
 
-def _refusal(lease: Lease, status: int, message: str) -> RoundhouseError:
+def _refusal(lease: Lease, error: CallFailed) -> RoundhouseError:
     """What a gRPC server said, as the nearest of our errors."""
-    text = f"{_who(lease)} answered: {message}"
+    status, text = error.status, f"{_who(lease)} answered: {error.message}"
     if status == UNAUTHORIZED:  # what it says of our key is not for clients
         refused = f"{_who(lease)} refuses the key that it was given, or wants one. See api_key_env of "
         return Unavailable(f"{refused}{lease.spec.engine}.", retry_after_s=KEY_RETRY_S)
@@ -195,7 +196,9 @@ def _refusal(lease: Lease, status: int, message: str) -> RoundhouseError:
         return Unsupported(text)
     if status == BUSY:
         return Unavailable(text, retry_after_s=BUSY_RETRY_S)
-    return InvalidRequest(text) if status < FIRST_FAILURE else EngineGone(text)
+    if status < FIRST_FAILURE:
+        return InvalidRequest(text)
+    return NoAnswer(f"{_who(lease)} answered", f"it answered with {error.code}", f": {error.message.rstrip('.')}")
 
 
 async def _pass_on(exchange: Exchange, lease: Lease, response: aiohttp.ClientResponse) -> None:

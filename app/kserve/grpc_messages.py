@@ -9,8 +9,8 @@ import orjson
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from app.errors import Header, InvalidRequest
+from app.foreign import NoAnswer
 from app.kserve.infer_request import BINARY, BINARY_SIZE, InferRequest
-from models.errors import EngineGone
 from utils.kserve import TensorError, from_values, to_json
 from utils.kserve_grpc import service_pb2
 
@@ -52,7 +52,7 @@ def encode(request: InferRequest, name: str, version: str) -> bytes:
 
 
 def decode(raw: bytes, request: InferRequest, model_id: str) -> tuple[list[Header], list[bytes]]:
-    """The answer for the client: headers, and the parts of its body. Raises EngineGone and InvalidRequest."""
+    """The answer for the client: headers, and the parts of its body. Raises NoAnswer and InvalidRequest."""
     try:
         message = service_pb2.ModelInferResponse.FromString(raw)
         outputs, behind = [], []
@@ -66,8 +66,9 @@ def decode(raw: bytes, request: InferRequest, model_id: str) -> tuple[list[Heade
             else:
                 entry["data"] = _as_json(output, tensor)
             outputs.append(entry | ({"parameters": parameters} if parameters else {}))
-    except (DecodeError, IndexError, KeyError, ValueError) as error:
-        raise EngineGone(f"The server of '{model_id}' gave an answer that is no tensors: {error}.") from None
+    except (DecodeError, IndexError, KeyError, ValueError, OverflowError) as error:
+        what = "gave an answer that is no tensors"
+        raise NoAnswer(f"The server of '{model_id}' {what}", f"it {what}", f": {error}") from None
     document: dict[str, Any] = {"id": message.id} if message.id else {}
     document |= {"model_name": model_id, "model_version": message.model_version}
     if message.parameters:

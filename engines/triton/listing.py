@@ -91,7 +91,7 @@ class GrpcLists:
         try:
             raw = await self._call(INDEX_METHOD, service_pb2.RepositoryIndexRequest())
         except CallFailed as error:
-            raise ListingFailed(UNLISTED if error.status == 501 else error.message) from None
+            raise ListingFailed(UNLISTED if error.status == 501 else _why(error)) from None
         models = _decoded(service_pb2.RepositoryIndexResponse, raw).models
         return _ready((model.name, model.state) for model in models)
 
@@ -99,7 +99,7 @@ class GrpcLists:
         try:
             raw = await self._call(METADATA_METHOD, service_pb2.ModelMetadataRequest(name=name))
         except CallFailed as error:
-            raise NoSuchModel if error.status in NOT_FOUND else ListingFailed(error.message) from None
+            raise NoSuchModel if error.status in NOT_FOUND else ListingFailed(_why(error)) from None
         told = _decoded(service_pb2.ModelMetadataResponse, raw)
         return Signature(_of_messages(told.inputs), _of_messages(told.outputs), tuple(told.versions), told.platform)
 
@@ -160,6 +160,11 @@ class HttpLists:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _why(error: CallFailed) -> str:
+    """What it says of our key is for nobody."""
+    return "it refuses the key that it was given, or wants one" if error.status == 401 else error.message
 
 
 def _decoded(kind: Any, raw: bytes) -> Any:

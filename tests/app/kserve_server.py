@@ -30,7 +30,8 @@ def sums(request: Any) -> Any:
 
 @dataclass(eq=False)
 class KServeServer:
-    """`models` are the names that it lists, all of pairs; `status` refuses requests so; `answer` may return bytes.
+    """`models` are the names that it lists, all of pairs; `status` refuses requests so, as `said`; `answer` may
+    return bytes.
 
     While `may_answer` is not set, requests wait.
     """
@@ -39,6 +40,7 @@ class KServeServer:
     takes: tuple[tuple[str, str, tuple[int, ...]], ...] = (FP32_PAIRS,)
     index_status: grpc.StatusCode | None = None
     status: grpc.StatusCode | None = None
+    said: str = "the model says no"
     answer: Callable[[Any], Any] = sums
     port: int = 0
     asked: list[Any] = field(default_factory=list)
@@ -93,7 +95,7 @@ class KServeServer:
             self.left.set()
             raise
         if self.status is not None:
-            await context.abort(self.status, "the model says no")
+            await context.abort(self.status, self.said)
         answer = self.answer(self.asked[-1])
         return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
 
