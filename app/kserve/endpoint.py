@@ -101,17 +101,25 @@ class KServe:
         await exchange.respond(Rendered(200, [(b"content-length", b"0")], b""))
 
     async def _parsed(self, exchange: Exchange, body: bytes, spec: ModelSpec) -> InferRequest:
-        """Of a compressed body, what it holds counts as body, too."""
-        from app.kserve.infer_request import decompressed, read  # brings numpy, as whatever has such models does
+        from app.kserve.infer_request import read  # brings numpy, as whatever has such models does
 
         header_bytes = _length(exchange.headers.get(b"inference-header-content-length"))
         encoding = exchange.headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
         if encoding == "identity":
             return await off_loop(len(body), lambda: read(body, header_bytes, spec))
-        unpacked = await asyncio.to_thread(decompressed, body, encoding, self._bodies.max_bytes)
-        self._bodies.take(len(unpacked))
-        exchange.body_bytes += len(unpacked)
-        return await off_loop(len(unpacked), lambda: read(unpacked, header_bytes, spec))
+        whole = await self._unpacked(exchange, body, encoding)
+        return await off_loop(len(whole), lambda: read(whole, header_bytes, spec))
+
+    async def _unpacked(self, exchange: Exchange, body: bytes, encoding: str) -> bytes:
+        """What a compressed body holds counts as body, too: each part as soon as it is there."""
+        from app.kserve.infer_request import unpacked
+
+        whole, parts = bytearray(), unpacked(body, encoding, self._bodies.max_bytes)
+        while part := await asyncio.to_thread(next, parts, b""):
+            self._bodies.take(len(part))
+            exchange.body_bytes += len(part)
+            whole += part
+        return bytes(whole)
 
     async def _with_lease(self, exchange: Exchange, spec: ModelSpec, use: Any) -> None:
         """Sends again only what reached no server: there may be another, or it may be back."""

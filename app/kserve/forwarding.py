@@ -73,7 +73,7 @@ class Forwarding:
         """`body` is the request as it came. Raises RoundhouseError, Unreachable, ClientGone and AnswerCutOff."""
         with self._watched(lease):
             if lease.endpoint.base_url.startswith("grpc"):
-                await self._infer_by_grpc(exchange, lease, request, len(body), version)
+                await self._infer_by_grpc(exchange, lease, request, version)
             else:
                 path = _path(lease.served_name, version, "/infer")
                 await self._by_http(exchange, lease, path, body)
@@ -125,12 +125,10 @@ class Forwarding:
             if response is not None:
                 response.close()
 
-    async def _infer_by_grpc(
-        self, exchange: Exchange, lease: Lease, request: InferRequest, size_bytes: int, version: str
-    ) -> None:
+    async def _infer_by_grpc(self, exchange: Exchange, lease: Lease, request: InferRequest, version: str) -> None:
         from app.kserve import grpc_messages  # brings grpc, which only those need who have such a server
 
-        encoded = await off_loop(size_bytes, lambda: grpc_messages.encode(request, lease.served_name, version))
+        encoded = await off_loop(exchange.body_bytes, lambda: grpc_messages.encode(request, lease.served_name, version))
         raw = await self._call(lease, "ModelInfer", encoded)
         headers, parts = await off_loop(len(raw), lambda: grpc_messages.decode(raw, request, lease.spec.id))
         await exchange.start(200, headers)

@@ -6,7 +6,7 @@ Everything here is plain computation, to be done in a thread where the body is l
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from utils.kserve import DATATYPES, TensorError, check_raw, from_json
 BINARY_SIZE, BINARY, BINARY_ALL = "binary_data_size", "binary_data", "binary_data_output"
 SHARED_MEMORY = "shared_memory_region"
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's, by Content-Encoding
+STEP_BYTES = 1 << 20
 MAX_DIMENSIONS = 32
 MAX_LENGTH = (1 << 63) - 1
 MAX_NAME = 1024
@@ -54,21 +55,34 @@ class InferRequest:
         return any(asked.name == output and BINARY in asked.parameters for asked in self.outputs)
 
 
-def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Raises InvalidRequest for what is not compressed so, TooLarge before more than `max_bytes` are there."""
+def unpacked(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
+    """What `body` holds, in parts of at most STEP_BYTES, so that they can be counted before there are many.
+
+    Raises InvalidRequest for what is not compressed so, TooLarge before more than `max_bytes` are there.
+    """
     bits = WINDOW_BITS.get(encoding)
     if bits is None:
         raise InvalidRequest(f"Content-Encoding {encoding[:40]!r} is not known here; gzip and deflate are.")
-    try:
-        unpacking = zlib.decompressobj(bits)
-        unpacked = unpacking.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"The body is not compressed as Content-Encoding {encoding} says: {error}.") from None
-    if len(unpacked) > max_bytes:
-        raise TooLarge(f"The request's body is larger than {max_bytes} bytes once unpacked (max_body_bytes).")
+    unpacking, size, source = zlib.decompressobj(bits), 0, memoryview(body)
+    for begin in range(0, len(body), STEP_BYTES):
+        left: bytes | memoryview = source[begin : begin + STEP_BYTES]
+        while left:
+            try:
+                part = unpacking.decompress(left, STEP_BYTES)
+            except zlib.error as error:
+                what = f"The body is not compressed as Content-Encoding {encoding} says"
+                raise InvalidRequest(f"{what}: {error}.") from None
+            size += len(part)
+            if size > max_bytes:
+                raise TooLarge(f"The request's body is larger than {max_bytes} bytes once unpacked (max_body_bytes).")
+            if part:
+                yield part
+            left = unpacking.unconsumed_tail
+        if unpacking.unused_data or (unpacking.eof and begin + STEP_BYTES < len(body)):
+            # The model's server might read it as more of the body, which then nobody had checked.
+            raise InvalidRequest("There are bytes behind the end of the compressed body.")
     if not unpacking.eof:
         raise InvalidRequest("The compressed body ends too early.")
-    return unpacked
 
 
 def read(body: bytes, header_bytes: int | None, spec: ModelSpec) -> InferRequest:

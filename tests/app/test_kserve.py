@@ -169,6 +169,12 @@ BAD_BODIES: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     ),
     "not packed": (b"{}", {"Content-Encoding": "gzip"}, 400, "not compressed as Content-Encoding gzip says"),
     "cut off": (gzip.compress(b"{}" * 99)[:-9], {"Content-Encoding": "gzip"}, 400, "ends too early"),
+    "more behind": (
+        gzip.compress(b"{}") + gzip.compress(b"{}"),
+        {"Content-Encoding": "gzip"},
+        400,
+        "bytes behind the end",
+    ),
     "unknown packing": (b"{}", {"Content-Encoding": "br"}, 400, "Content-Encoding 'br' is not known"),
     "a bomb": (
         gzip.compress(b"0" * 100_000),

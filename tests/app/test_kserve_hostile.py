@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import threading
 from typing import Any
 
 import grpc
+import numpy as np
+import orjson
+import pytest
 from tritonclient.grpc import service_pb2
 
+from app.kserve import grpc_messages
+from app.kserve.infer_request import STEP_BYTES, unpacked
 from tests.app.kserve_server import kserve_server
 from tests.app.serving import serving
 from tests.app.test_kserve import INFER, error_of, request, triton_at
@@ -32,3 +39,40 @@ async def test_what_a_server_says_to_one_client_is_told_to_no_other() -> None:
         assert "is no tensors: " in error_of(await served.post(INFER, request()))
         refused = await served.post(INFER, request())
         assert "at last: it gave an answer that is no tensors; it is tried" in error_of(refused)
+
+
+def test_what_is_packed_comes_out_in_parts_that_can_be_counted() -> None:
+    rng = np.random.default_rng(5)
+    for content in (b"0" * (3 * STEP_BYTES + 7), rng.bytes(STEP_BYTES * 2 + 3), b"1" * STEP_BYTES):
+        parts = list(unpacked(gzip.compress(content, 1), "gzip", len(content)))
+        assert b"".join(parts) == content
+        assert max(map(len, parts)) <= STEP_BYTES
+
+
+async def test_a_bomb_is_stopped_where_all_bodies_together_are_too_large() -> None:
+    bomb = gzip.compress(b"0" * (8 * STEP_BYTES))
+    async with kserve_server() as there, serving(elsewhere=triton_at(there.url)) as served:
+        bodies = served.roundhouse.app._bodies
+        bodies.total_bytes = 2 * STEP_BYTES
+        answer = await served.client.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"})
+        assert (answer.status_code, "of bodies already" in error_of(answer)) == (503, True)
+        assert f"hold {len(bomb) + STEP_BYTES >> 20} MiB" in error_of(answer)
+        assert bodies.held_bytes == 0
+
+
+async def test_small_bodies_with_large_tensors_in_them_are_converted_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[threading.Thread] = []
+    encode = grpc_messages.encode
+    monkeypatch.setattr(
+        grpc_messages, "encode", lambda *given: threads.append(threading.current_thread()) or encode(*given)
+    )
+    tensor = bytes(2 * STEP_BYTES)
+    entry = {"name": "x", "datatype": "FP32", "shape": [len(tensor) // 8, 2]}
+    head = orjson.dumps({"inputs": [entry | {"parameters": {"binary_data_size": len(tensor)}}]})
+    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Encoding": "gzip"}
+    async with kserve_server() as there, serving(elsewhere=triton_at(there.url)) as served:
+        answer = await served.client.post(INFER, content=gzip.compress(head + tensor), headers=headers)
+        assert answer.status_code == 200
+    assert threads[0] is not threading.main_thread()
