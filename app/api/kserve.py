@@ -57,7 +57,7 @@ class InferBody(Open):
 ROUTES: dict[str, tuple[str, type[BaseModel] | None]] = {
     "/v2": ("What this server is", None),
     "/v2/models/{name}": ("What a model takes and gives", ModelMetadata),
-    "/v2/models/{name}/ready": ("200 while the model's server can serve it", None),
+    "/v2/models/{name}/ready": ("200 while the model's server can serve it; loads nothing", None),
 }
 INFER = "/v2/models/{name}/infer"
 

@@ -19,7 +19,7 @@ from app.upstream import Upstreams
 from app.waiting import Wait
 from models.errors import Busy, Unavailable
 from models.manager import Lease
-from models.types import ModelSpec, Signature, Tensor
+from models.types import ModelSpec, Signature, State, Tensor
 from utils.version import own_version
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ class KServe:
         await self._with_lease(exchange, spec, forward)
 
     async def _tell_ready(self, exchange: Exchange, spec: ModelSpec, version: str) -> None:
-        ready = False
+        """Loads nothing: models of our own engines are asked only where they are loaded."""
+        state, ready = self._manager.status(spec.id).state, False
+        if state is not State.READY:
+            text = f"The model '{spec.id}' is not ready ({state}); a request to it loads it."
+            raise Unavailable(text, param="model", retry_after_s=NOT_READY_RETRY_S)
 
         async def ask(lease: Lease) -> None:
             nonlocal ready
