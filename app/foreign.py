@@ -55,12 +55,7 @@ async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protoc
     if status == UNAUTHORIZED:  # what it says of our key is not for clients
         text = f"{who} refuses the key that it was given, or wants one. See api_key_env of {spec.engine}."
         raise Unavailable(text, retry_after_s=KEY_RETRY_S)
-    if not (200 <= status < 300 or status >= FIRST_ERROR):
-        what = f"wants the request to be sent elsewhere (status {status}). See the url of {spec.engine}"
-        raise NoAnswer(f"{who} {what}", f"it {what}")
-    if any(UNSENDABLE.search(value) for _, value in response.raw_headers):
-        what = "answered with a header that has control characters"
-        raise NoAnswer(f"{who} {what}", f"it {what}")
+    check_head(response, spec)
     if status < FIRST_ERROR and (response.content_type == EVENT_STREAM or "Content-Encoding" in response.headers):
         return b""
     body = await read_up_to(response.content, CHECKED_BYTES)
@@ -77,6 +72,17 @@ async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protoc
             raise InvalidRequest(f"{who} {what}{said}.")
         raise NoAnswer(f"{who} {what}", f"it {what}", said)
     return body
+
+
+def check_head(response: aiohttp.ClientResponse, spec: ModelSpec) -> None:
+    """Raises NoAnswer for a status or headers that cannot be passed on."""
+    who, status = f"The server of '{spec.id}'", response.status
+    if not (200 <= status < 300 or status >= FIRST_ERROR):
+        what = f"wants the request to be sent elsewhere (status {status}). See the url of {spec.engine}"
+        raise NoAnswer(f"{who} {what}", f"it {what}")
+    if any(UNSENDABLE.search(value) for _, value in response.raw_headers):
+        what = "answered with a header that has control characters"
+        raise NoAnswer(f"{who} {what}", f"it {what}")
 
 
 def shown(raw: bytes) -> str:

@@ -12,7 +12,7 @@ import aiohttp
 
 from app.asgi import ClientGone, Exchange
 from app.errors import Header, InvalidRequest, NotFound, RequestError
-from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, NoAnswer, read_checked, why_unreached
+from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, NoAnswer, check_head, read_checked, why_unreached
 from app.proxy import AnswerCutOff, NotServed
 from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstream, Upstreams
 from engines.base import Outcome
@@ -29,7 +29,7 @@ LARGE_BYTES = 1 << 20  # beyond, what is computed on them is computed in a threa
 UNREACHED_RETRY_S = 5.0
 KEY_RETRY_S = 60.0  # until somebody has changed the key
 BUSY_RETRY_S = 1.0
-NOT_FOUND, BUSY, NOT_IMPLEMENTED = 404, 503, 501
+NOT_FOUND, TOO_MUCH, NOT_IMPLEMENTED, BUSY = 404, 429, 501, 503
 # What the server gets of a request's headers, and the client of an answer's.
 REQUEST_HEADERS = (
     (b"content-type", "Content-Type"),
@@ -54,7 +54,11 @@ class Unreachable(Exception):
 
 
 class Unsupported(RequestError):
-    status, code = 501, "not_supported"
+    status, code = NOT_IMPLEMENTED, "not_supported"
+
+
+class TooMuch(RequestError):
+    status, code = TOO_MUCH, "too_much"
 
 
 async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
@@ -87,7 +91,7 @@ class Forwarding:
             headers = dict(lease.endpoint.headers)
             response = await upstream.get(_path(lease.served_name, version, "/ready"), headers)
             response.close()
-            _note(lease, response.status)
+            _note(lease, response.status if response.status != BUSY else NOT_FOUND)  # that says it of the model
             return response.status == 200
 
     @contextmanager
@@ -192,6 +196,8 @@ def _refusal(lease: Lease, error: CallFailed) -> RoundhouseError:
         return NotFound(text)
     if status == NOT_IMPLEMENTED:
         return Unsupported(text)
+    if status == TOO_MUCH:
+        return TooMuch(text)
     if status == BUSY:
         return Unavailable(text, retry_after_s=BUSY_RETRY_S)
     if status < FIRST_FAILURE:
@@ -202,9 +208,14 @@ def _refusal(lease: Lease, error: CallFailed) -> RoundhouseError:
 async def _pass_on(exchange: Exchange, lease: Lease, response: aiohttp.ClientResponse) -> None:
     """Raises AnswerCutOff, NotServed once an error was passed on, and what `read_checked` raises for no answer."""
     first = b""
+    if response.status >= FIRST_ERROR:
+        _note(lease, response.status)
     if response.status != 200 or INFERENCE_HEADER not in response.headers:
         first = await read_checked(response, lease.spec, "kserve")
-    _note(lease, response.status)
+    else:
+        check_head(response, lease.spec)
+    if response.status < FIRST_ERROR:
+        lease.answers()
     length = -1
     headers: list[Header] = []
     for raw_name, value in response.raw_headers:

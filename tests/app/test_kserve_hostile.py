@@ -14,10 +14,13 @@ from tritonclient.grpc import service_pb2
 
 from app.kserve import grpc_messages
 from app.kserve.infer_request import STEP_BYTES, unpacked
+from models.types import Task
+from tests.app.elsewhere import elsewhere, http
 from tests.app.kserve_server import kserve_server
-from tests.app.serving import serving
+from tests.app.serving import serving, spec
 from tests.app.test_kserve import INFER, error_of, request, triton_at
 
+READY = "/v2/models/adder/ready"
 SECRET = "the text of somebody's request"
 
 
@@ -76,3 +79,48 @@ async def test_small_bodies_with_large_tensors_in_them_are_converted_in_a_thread
         answer = await served.client.post(INFER, content=gzip.compress(head + tensor), headers=headers)
         assert answer.status_code == 200
     assert threads[0] is not threading.main_thread()
+
+
+async def test_requests_that_are_too_much_for_a_server_do_not_count_against_it() -> None:
+    async with kserve_server() as there, serving(elsewhere=triton_at(there.url, breaker_failures=1)) as served:
+        there.status = grpc.StatusCode.RESOURCE_EXHAUSTED
+        for _ in range(2):
+            answer = await served.post(INFER, request())
+            assert (answer.status_code, "answered: the model says no" in error_of(answer)) == (429, True)
+
+
+async def test_a_model_that_is_not_ready_does_not_count_against_its_server() -> None:
+    async with elsewhere(answer=http(b"{}", 503)) as there:
+        declared = triton_at(there.url, models={"adder": "adder"}, breaker_failures=1)
+        async with serving(elsewhere=declared) as served:
+            for _ in range(2):
+                answer = await served.client.get(READY)
+                assert (answer.status_code, "says that it is not ready" in error_of(answer)) == (503, True)
+
+
+async def test_asking_whether_a_model_is_ready_loads_none() -> None:
+    async with serving([spec("own", Task.TENSOR)]) as served:
+        answer = await served.client.get("/v2/models/own/ready")
+        assert (answer.status_code, "'own' is not ready (cold)" in error_of(answer)) == (503, True)
+        assert (await served.client.get("/v1/models/own")).json()["state"] == "cold"
+
+
+async def test_an_answer_with_binary_tensors_and_a_header_that_cannot_be_sent_is_a_failure_of_the_server() -> None:
+    headers = {"inference-header-content-length": "2"}
+    async with elsewhere(answer=http(b"{}1234", kind="a\x01b", headers=headers)) as there:
+        declared = triton_at(there.url, models={"adder": "adder"}, breaker_failures=1)
+        async with serving(elsewhere=declared) as served:
+            answer = await served.post(INFER, request())
+            assert (answer.status_code, "control characters" in error_of(answer)) == (502, True)
+            assert (await served.post(INFER, request())).status_code == 503
+
+
+async def test_a_server_that_refuses_in_no_known_form_has_answered() -> None:
+    async with elsewhere(answer=http(b"{}", 500)) as there:
+        declared = triton_at(there.url, models={"adder": "adder"})
+        async with serving(elsewhere=declared) as served:
+            assert (await served.post(INFER, request())).status_code == 502
+            there.answer = http(b"no", 422)
+            assert (await served.post(INFER, request())).status_code == 400
+            server = (await served.client.get("/health")).json()["engines"]["box"]["servers"][0]
+            assert server["failures"] == 0
