@@ -13,12 +13,13 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from app.kserve import grpc_messages
-from app.kserve.infer_request import STEP_BYTES, unpacked
+from app.kserve.infer_request import STEP_BYTES, parse, unpacked
 from models.types import Task
 from tests.app.elsewhere import elsewhere, http
 from tests.app.kserve_server import kserve_server
 from tests.app.serving import serving, spec
 from tests.app.test_kserve import INFER, error_of, request, triton_at
+from utils.kserve import SLICE
 
 READY = "/v2/models/adder/ready"
 SECRET = "the text of somebody's request"
@@ -124,3 +125,20 @@ async def test_a_server_that_refuses_in_no_known_form_has_answered() -> None:
             assert (await served.post(INFER, request())).status_code == 400
             server = (await served.client.get("/health")).json()["engines"]["box"]["servers"][0]
             assert server["failures"] == 0
+
+
+def test_many_numbers_are_written_as_json_by_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(2 * SLICE + 5, dtype=np.float32)
+    answer = service_pb2.ModelInferResponse(raw_output_contents=[values.tobytes(), b""])
+    answer.outputs.add(name="sum", datatype="FP32", shape=[len(values)])
+    answer.outputs.add(name="none", datatype="FP32", shape=[0])
+    asked = parse(orjson.dumps(request()), None)
+    sizes: list[int] = []
+    dumps = orjson.dumps
+    monkeypatch.setattr(
+        orjson, "dumps", lambda what, **options: sizes.append(getattr(what, "size", 0)) or dumps(what, **options)
+    )
+    _, parts = grpc_messages.decode(answer.SerializeToString(), asked, "adder")
+    outputs = orjson.loads(b"".join(parts))["outputs"]
+    assert [output["data"] for output in outputs] == [values.tolist(), []]
+    assert max(sizes) == SLICE
