@@ -5,6 +5,8 @@ Everything here is plain computation, to be done in a thread where the body is l
 
 from __future__ import annotations
 
+import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from utils.kserve import DATATYPES, TensorError, check_raw, from_json
 
 BINARY_SIZE, BINARY, BINARY_ALL = "binary_data_size", "binary_data", "binary_data_output"
 SHARED_MEMORY = "shared_memory_region"
+MAY_SHARE = re.compile(rb"shared_memory|\\u00[567]", re.IGNORECASE)  # also where its letters are escaped
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's, by Content-Encoding
 STEP_BYTES = 1 << 20
 MAX_DIMENSIONS = 32
@@ -45,14 +48,11 @@ class InferRequest:
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     parameters: Mapping[str, Any]
-    binary_outputs: frozenset[str]  # those asked for in binary form …
-    others_binary: bool  # … and whether those of which nothing was said are
+    binary_outputs: Mapping[str, bool]  # whether each is asked for in binary form …
+    others_binary: bool  # … and those of which nothing was said
 
     def wants_binary(self, output: str) -> bool:
-        return output in self.binary_outputs or (self.others_binary and not self._says(output))
-
-    def _says(self, output: str) -> bool:
-        return any(asked.name == output and BINARY in asked.parameters for asked in self.outputs)
+        return self.binary_outputs.get(output, self.others_binary)
 
 
 def unpacked(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
@@ -96,10 +96,13 @@ def parse(body: bytes, header_bytes: int | None) -> InferRequest:
     """`header_bytes`: the length of the JSON at the body's beginning; None: all of it. Raises InvalidRequest."""
     if header_bytes is not None and not 0 < header_bytes <= len(body):
         raise InvalidRequest(f"Inference-Header-Content-Length is {header_bytes}, and the body has {len(body)} bytes.")
-    document = parse_document(body if header_bytes is None else body[:header_bytes])
+    head = body if header_bytes is None else body[:header_bytes]
+    document = parse_document(head)
+    if MAY_SHARE.search(head):
+        _check_names_once(head)
     behind = memoryview(body)[len(body) if header_bytes is None else header_bytes :]
     parameters = _object(document, "parameters", "`parameters`")
-    outputs = tuple(_output(one, at) for at, one in enumerate(_list(document, "outputs")))
+    outputs = _outputs(_list(document, "outputs"))
     inputs, left = _inputs(_list(document, "inputs"), behind)
     if left:
         raise InvalidRequest(f"The body has {left} bytes behind its last tensor (see binary_data_size of the inputs).")
@@ -111,9 +114,24 @@ def parse(body: bytes, header_bytes: int | None) -> InferRequest:
         inputs=inputs,
         outputs=outputs,
         parameters={name: value for name, value in parameters.items() if name != BINARY_ALL},
-        binary_outputs=frozenset(output.name for output in outputs if output.parameters.get(BINARY) is True),
+        binary_outputs={
+            output.name: output.parameters[BINARY] is True for output in outputs if BINARY in output.parameters
+        },
         others_binary=parameters.get(BINARY_ALL) is True,
     )
+
+
+def _check_names_once(head: bytes) -> None:
+    """Triton takes the first of two members of one name, and we the last: what it gets is to be what was checked."""
+
+    def members(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise InvalidRequest("The body names a field of an object twice.")
+
+    try:
+        json.loads(head, object_pairs_hook=members)
+    except (RecursionError, ValueError) as error:
+        raise InvalidRequest(f"The body is nested too deeply, or a number in it is too long: {error}.") from None
 
 
 def check(request: InferRequest, spec: ModelSpec) -> None:
@@ -211,6 +229,16 @@ def _tensor(entry: Any, where: str) -> tuple[Tensor, dict[str, Any]]:
         text = f"`{where}` '{name}': shared memory does not reach the model's server from here; send the tensor itself."
         raise InvalidRequest(text, param=f"{where}.parameters")
     return Tensor(name, datatype, tuple(shape)), parameters
+
+
+def _outputs(entries: Sequence[Any]) -> tuple[Output, ...]:
+    outputs: dict[str, Output] = {}
+    for at, entry in enumerate(entries):
+        output = _output(entry, at)
+        if output.name in outputs:
+            raise InvalidRequest(f"`outputs[{at}]` '{output.name}' is asked for twice.", param=f"outputs[{at}]")
+        outputs[output.name] = output
+    return tuple(outputs.values())
 
 
 def _output(entry: Any, at: int) -> Output:

@@ -136,6 +136,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "negative shape": (request(shape=[-1, 2]), "'x': `shape` must be a list of at most 32 lengths"),
     "twice": ({"inputs": [PAIRS, PAIRS]}, "`inputs[1]` 'x' is given twice"),
+    "output twice": (request() | {"outputs": [{"name": "sum"}] * 2}, "`outputs[1]` 'sum' is asked for twice"),
     "no inputs": ({"inputs": []}, "`inputs` is missing or empty"),
     "inputs no list": ({"inputs": 3}, "`inputs` must be a list"),
     "input no object": ({"inputs": [3]}, "`inputs[0]` must be an object with a `name`"),

@@ -142,3 +142,19 @@ def test_many_numbers_are_written_as_json_by_slices(monkeypatch: pytest.MonkeyPa
     outputs = orjson.loads(b"".join(parts))["outputs"]
     assert [output["data"] for output in outputs] == [values.tolist(), []]
     assert max(sizes) == SLICE
+
+
+SHARED = b'{"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"shared_memory_region": "r"}}'
+
+
+@pytest.mark.parametrize("spelled", [b"shared_memory_region", b"shared\\u005Fmemory_region"])
+async def test_shared_memory_is_not_hidden_behind_a_second_member_of_the_same_name(spelled: bytes) -> None:
+    """Triton takes the first, where most others take the last."""
+    body = b'{"inputs": [' + SHARED.replace(b"shared_memory_region", spelled) + b"], " + orjson.dumps(request())[1:]
+    async with (
+        elsewhere(answer=http(b"{}")) as there,
+        serving(elsewhere=triton_at(there.url, models={"adder": "adder"})) as served,
+    ):
+        answer = await served.client.post(INFER, content=body)
+        assert (answer.status_code, "names a field of an object twice" in error_of(answer)) == (400, True)
+        assert not any(asked.body for asked in there.asked)
