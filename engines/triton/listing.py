@@ -20,6 +20,7 @@ ASKED_AT_ONCE = 8
 MAX_ANSWER_BYTES = 16 << 20
 MAX_MODELS = 10_000
 MAX_NAME = 512
+LENGTHS = range(-1, 1 << 63)  # -1: any
 NOT_FOUND = (400, 404)  # Triton's, by HTTP, and that of the protocol
 INDEX = "/v2/repository/index"
 INDEX_METHOD, METADATA_METHOD = "RepositoryIndex", "ModelMetadata"
@@ -195,6 +196,14 @@ def _of_messages(tensors: Iterable[Any]) -> tuple[Tensor, ...]:
 
 def _of_json(tensors: Any) -> tuple[Tensor, ...]:
     return tuple(
-        Tensor(str(tensor["name"]), str(tensor["datatype"]), tuple(int(length) for length in tensor["shape"]))
+        Tensor(str(tensor["name"]), str(tensor["datatype"]), tuple(_length(length) for length in tensor["shape"]))
         for tensor in tensors or ()
     )
+
+
+def _length(told: Any) -> int:
+    """Some tell it as a string."""
+    length = int(told)
+    if length not in LENGTHS:
+        raise ValueError
+    return length

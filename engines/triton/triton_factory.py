@@ -131,7 +131,10 @@ class TritonFactory:
         lists = lists_at(server.url, self._key.headers())
         try:
             while True:
-                await self._ask(server, lists)
+                try:
+                    await self._ask(server, lists)
+                except Exception:  # the top of a task: it must go on asking
+                    log.exception("%s: the models of %s cannot be taken in", self.name, server.host)
                 server.asked.set()
                 await asyncio.sleep(self._ask_s if server.asked_error is None else self._ask_down_s)
         finally:

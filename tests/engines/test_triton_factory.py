@@ -165,3 +165,27 @@ async def test_a_key_that_is_not_there_is_named(asking: Asking, monkeypatch: pyt
     with pytest.raises(EngineUnavailable, match="BOX_KEY"):
         _ = factory.create(told.specs["adder"]).endpoint
     assert "BOX_KEY" in str(factory.state()["error"])
+
+
+async def test_models_are_asked_for_again_after_they_could_not_be_taken_in(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = await asking.server()
+    tell = Told.__call__
+
+    def refuse(told: Told, specs: Sequence[ModelSpec]) -> None:
+        monkeypatch.setattr(Told, "__call__", tell)
+        raise RuntimeError("these cannot be taken in")
+
+    monkeypatch.setattr(Told, "__call__", refuse)
+    _, told = await asking.factory(there.url)
+    there.models = ("adder", "other")
+    await told.until("adder", "other")
+
+
+async def test_lengths_that_no_tensor_has_describe_no_model(asking: Asking) -> None:
+    for length in (b"1e300", b"-2"):
+        model = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [' + length + b"]}]}"
+        there = await asking.stack.enter_async_context(elsewhere(answer=http(model)))
+        factory, _ = await asking.factory(there.url, models={"adder": "adder"})
+        await until_told(factory, "describes no model")
