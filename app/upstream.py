@@ -47,11 +47,18 @@ class Upstream:
         self._urls: dict[str, URL] = {}
         self.running = 0
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Sends the request; returns when the answer's headers are there. Never follows a redirect."""
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str], *, known: bool = True
+    ) -> aiohttp.ClientResponse:
+        """Sends the request; returns when the answer's headers are there. Never follows a redirect.
+
+        `known`: the path is one of few, and not made of what clients say.
+        """
         url = self._urls.get(path)
         if url is None:
-            url = self._urls[path] = URL(self.endpoint.base_url.rstrip("/") + path, encoded=True)
+            url = URL(self.endpoint.base_url.rstrip("/") + path, encoded=True)
+            if known:
+                self._urls[path] = url
         data = body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body)
         return await self._session.post(url, data=data, headers=headers, allow_redirects=False)
 

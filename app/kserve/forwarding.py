@@ -122,7 +122,7 @@ class Forwarding:
         upstream.running += 1
         response: aiohttp.ClientResponse | None = None
         try:
-            response = await upstream.post(path, body, _request_headers(exchange, lease))
+            response = await upstream.post(path, body, _request_headers(exchange, lease), known=False)
             await _pass_on(exchange, lease, response)
         finally:
             upstream.running -= 1

@@ -158,3 +158,14 @@ async def test_shared_memory_is_not_hidden_behind_a_second_member_of_the_same_na
         answer = await served.client.post(INFER, content=body)
         assert (answer.status_code, "names a field of an object twice" in error_of(answer)) == (400, True)
         assert not any(asked.body for asked in there.asked)
+
+
+async def test_addresses_that_clients_make_up_are_not_kept() -> None:
+    async with (
+        elsewhere(answer=http(b"{}")) as there,
+        serving(elsewhere=triton_at(there.url, models={"adder": "adder"})) as served,
+    ):
+        for version in range(3):
+            assert (await served.post(f"/v2/models/adder/versions/{version}/infer", request())).status_code == 200
+        pools = served.roundhouse.app._kserve._forwarding._upstreams._pools
+        assert [len(pool._urls) for pool in pools.values()] == [0]
