@@ -68,6 +68,7 @@ def kserve_router() -> APIRouter:
     errors: dict[int | str, dict[str, Any]] = {
         400: {"model": KServeError, "description": "Malformed, or other tensors than the model takes"},
         404: {"model": KServeError, "description": "Unknown model or version"},
+        429: {"model": KServeError, "description": "More than the model's server takes: a quota, or a large message"},
         502: {"model": KServeError, "description": "The model's server failed"},
         503: {"model": KServeError, "description": "The model's server cannot be reached; see Retry-After"},
     }
