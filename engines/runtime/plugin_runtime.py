@@ -124,9 +124,8 @@ def install(installing: Installing) -> None:
         temporary = beside(folder, ".tmp")  # on the same disk: what is unpacked there may be large
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        os.environ["TMPDIR"] = str(temporary)
         try:
-            _make(folder, installing)
+            _make(folder, installing, temporary)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # perhaps for want of room, which others need, too
             raise
@@ -134,8 +133,8 @@ def install(installing: Installing) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _make(folder: Path, installing: Installing) -> None:
-    _run([installing["python"], "-m", "venv", "--without-pip", str(folder)])
+def _make(folder: Path, installing: Installing, temporary: Path) -> None:
+    _run([installing["python"], "-m", "venv", "--without-pip", str(folder)], temporary)
     wanted, pins = folder / "requirements.txt", beside(folder, ".pins.txt")
     wanted.write_text("".join(f"{requirement}\n" for requirement in installing["requirements"]))
     # Ours serves every Python; one in each environment would cost it seconds, and Debian's has none without a package.
@@ -143,7 +142,7 @@ def _make(folder: Path, installing: Installing) -> None:
     constraints = ["--constraint", str(pins)] if pins.exists() else []  # made before: the same versions again
     report = folder / "report.json"
     quietly = ["--no-input", "--progress-bar=off", "--report", str(report)]
-    _run([*pip, "install", *quietly, "--requirement", str(wanted), *constraints])
+    _run([*pip, "install", *quietly, "--requirement", str(wanted), *constraints], temporary)
     new = beside(folder, ".pins.new")
     new.write_text("".join(f"{pin}\n" for pin in _pins(json.loads(report.read_text()))))
     new.replace(pins)
@@ -158,9 +157,9 @@ def _pins(report: Mapping[str, Any]) -> list[str]:
     return sorted(f"{name}=={version}" for name, version in found)
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str], temporary: Path) -> None:
     """What it puts out goes to the log as it comes. Raises InstallFailed."""
-    env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
     for name in ("PYTHONPATH", *PLACES):  # on the first are our own modules, which are not to be found in there
         env.pop(name, None)
     lines: list[str] = []
