@@ -6,32 +6,24 @@ circuit breaker of its own.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from engines.base import Endpoint, EngineContext, Verdict
 from engines.remote.breaker import CircuitState
 from engines.remote.listing import KeptLists, Listed, Listing, NoList, ask
-from engines.remote.remote_engine import RemoteEngine
-from engines.remote.servers import API, Key, Server, Servers
+from engines.remote.remote_factory import ASK_DOWN_S, ASK_S, RemoteFactory
+from engines.remote.servers import API, Server
 from models.discovery.evidence import task_by_name
 from models.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
-ASK_S = 10.0  # so often is each server asked what it has …
-ASK_DOWN_S = 5.0  # … and one that did not answer
-FIRST_S = 1.0  # for a server of which nothing is known to say what it has, before anybody is told anything
 KEEP_ALIVE_S = 3.0
-
-Tell = Callable[[Sequence[ModelSpec]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +34,18 @@ class _Model:
     servers: tuple[Server, ...]  # those that have it
 
 
-class OpenAIFactory:
+class OpenAIFactory(RemoteFactory):
     """All models of one engine that is declared with `kind: openai`."""
 
-    remote = True
+    kind = "openai"
 
     def __init__(self, context: EngineContext, *, ask_s: float = ASK_S, ask_down_s: float = ASK_DOWN_S) -> None:
-        declared = context.declared
-        self.name = context.name
-        self._mapped, self._prefix = dict(declared.models), declared.prefix
-        self._servers = Servers(context.name, declared)
-        self._key = Key.read(declared)
+        super().__init__(context, ask_s=ask_s, ask_down_s=ask_down_s)
         self._headers = self._key.headers() | {"Accept-Encoding": "identity"}
-        self._ask_s, self._ask_down_s = ask_s, ask_down_s
         self._kept = KeptLists(context.cache_dir, context.name)
-        kept = self._kept.read(declared.urls)
+        kept = self._kept.read(context.declared.urls)
         self._lists: dict[Server, Listed] = {s: kept[s.url] for s in self._servers.all if s.url in kept}
         self._models: dict[str, _Model] = {}
-        self._specs: list[ModelSpec] = []
-        self._tell: Tell | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._session: aiohttp.ClientSession | None = None
 
     # -- what the seam asks ----------------------------------------------------------------------------------------
@@ -78,46 +62,19 @@ class OpenAIFactory:
         name = "" if model.name == spec.id else f", as '{model.name}'"
         return (f"engine: {self.name}: it is served elsewhere, by {self._hosts(model.servers)}{name}",)
 
-    def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
-        return 0
-
-    def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> RemoteEngine:
-        return RemoteEngine(self, spec.id)
-
-    def sleep_levels(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> tuple[int, ...]:
-        return ()
-
-    def follow(self, tell: Tell) -> None:
-        self._tell = tell
-
     async def start(self) -> None:
         self._renew()
-        if self._key.missing is not None:
-            log.error("the engine %s cannot be used: %s", self.name, self._key.missing)
+        if not self._has_key():
             return
         connector = aiohttp.TCPConnector(keepalive_timeout=KEEP_ALIVE_S)
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False
         )
-        self._tasks = [asyncio.create_task(self._ask_for_ever(server)) for server in self._servers.all]
-        new = [server.asked.wait() for server in self._servers.all if server not in self._lists and not self._mapped]
-        with contextlib.suppress(TimeoutError):  # else the first requests would be told that there is no such model
-            await asyncio.wait_for(asyncio.gather(*new), FIRST_S)
-
-    def state(self) -> Mapping[str, Any]:
-        usable = any(server.breaker.state is not CircuitState.OPEN for server in self._servers.all)
-        told: dict[str, Any] = {
-            "state": "ready" if usable and not self._key.missing else "unavailable",
-            "kind": "openai",
-            "models": len(self._models),
-            "servers": self._servers.state(),
-        }
-        return told | ({"error": self._key.missing} if self._key.missing else {})
+        new = [server for server in self._servers.all if server not in self._lists and not self._mapped]
+        await self._begin(self._ask_for_ever, new)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().close()
         if self._session is not None:
             await self._session.close()
 
@@ -148,24 +105,14 @@ class OpenAIFactory:
         while True:
             try:
                 self._take(server, await ask(self._session, _base(server.url), self._headers))
-                server.breaker.hears()
             except NoList as error:
-                self._note_silence(server, str(error))
+                self._asked(server, str(error))
             except Exception:  # the top of a task: it must go on asking
                 log.exception("%s: the models of %s cannot be taken in", self.name, server.host)
-            server.asked.set()
-            await asyncio.sleep(self._ask_s if server.asked_error is None else self._ask_down_s)
-
-    def _note_silence(self, server: Server, why: str) -> None:
-        """Told once, not every few seconds; what was known of it stands."""
-        if server.asked_error != why:
-            log.warning("%s: %s does not say which models it has: %s", self.name, server.host, why)
-            server.asked_error = why
+            await self._pause(server)
 
     def _take(self, server: Server, listed: Listed) -> None:
-        if server.asked_error is not None:
-            log.info("%s: %s says again which models it has", self.name, server.host)
-            server.asked_error = None
+        self._asked(server, None)
         before = self._lists.get(server)
         if before is not None:  # some say the time of the question
             listed = {
@@ -184,10 +131,7 @@ class OpenAIFactory:
         """Works out what there is, and tells it where it has changed."""
         ids = self._mapped or {self._prefix + name: name for name in self._names()}
         self._models = {model_id: _Model(name, self._having(name)) for model_id, name in ids.items()}
-        specs = [self._spec(model_id, model) for model_id, model in self._models.items()]
-        if specs != self._specs and self._tell is not None:
-            self._specs = specs
-            self._tell(specs)
+        self._publish([self._spec(model_id, model) for model_id, model in self._models.items()])
 
     def _names(self) -> list[str]:
         """Every name that some server lists."""

@@ -7,55 +7,39 @@ down, and not one without models.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from engines.base import Endpoint, EngineContext, Verdict
 from engines.remote.breaker import CircuitState
-from engines.remote.remote_engine import RemoteEngine
-from engines.remote.servers import Key, Server, Servers
+from engines.remote.remote_factory import ASK_DOWN_S, ASK_S, RemoteFactory
+from engines.remote.servers import Server
 from engines.triton.listing import ListingFailed, Lists, ask, lists_at
 from models.types import ModelSpec, Signature, Task, Tensor
 
 log = logging.getLogger(__name__)
 
-ASK_S = 10.0  # so often is each server asked what it has …
-ASK_DOWN_S = 5.0  # … and one that did not answer
-FIRST_S = 1.0  # for a server of which nothing is known to say what it has, before anybody is told anything
-
 Listed = dict[str, Signature]  # by the servers' names
-Tell = Callable[[Sequence[ModelSpec]], None]
 _KEPT = TypeAdapter(dict[str, Listed])  # by URL
 
 
-class TritonFactory:
+class TritonFactory(RemoteFactory):
     """All models of one engine that is declared with `kind: triton`."""
 
-    remote = True
+    kind = "triton"
 
     def __init__(self, context: EngineContext, *, ask_s: float = ASK_S, ask_down_s: float = ASK_DOWN_S) -> None:
-        declared = context.declared
-        self.name = context.name
-        self._mapped, self._prefix = dict(declared.models), declared.prefix
-        self._servers = Servers(context.name, declared)
-        self._key = Key.read(declared)
-        self._ask_s, self._ask_down_s = ask_s, ask_down_s
+        super().__init__(context, ask_s=ask_s, ask_down_s=ask_down_s)
         name = hashlib.sha256(context.name.encode()).hexdigest()[:16]
         self._file = context.cache_dir / f"kserve-{name}.json"
         kept = self._read()
         self._lists: dict[Server, Listed] = {s: kept[s.url] for s in self._servers.all if s.url in kept}
         self._names: dict[str, str] = {}  # our id → the servers' name
-        self._specs: list[ModelSpec] = []
-        self._tell: Tell | None = None
-        self._tasks: list[asyncio.Task[None]] = []
 
     # -- what the seam asks ----------------------------------------------------------------------------------------
 
@@ -71,42 +55,10 @@ class TritonFactory:
         told = "" if name == spec.id else f", as '{name}'"
         return (f"engine: {self.name}: it is served elsewhere, by {self._hosts(spec.id)}{told}",)
 
-    def estimate_bytes(self, spec: ModelSpec) -> int:
-        return 0
-
-    def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> RemoteEngine:
-        return RemoteEngine(self, spec.id)
-
-    def sleep_levels(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> tuple[int, ...]:
-        return ()
-
-    def follow(self, tell: Tell) -> None:
-        self._tell = tell
-
     async def start(self) -> None:
         self._renew()
-        if self._key.missing is not None:
-            log.error("the engine %s cannot be used: %s", self.name, self._key.missing)
-            return
-        self._tasks = [asyncio.create_task(self._ask_for_ever(server)) for server in self._servers.all]
-        new = [server.asked.wait() for server in self._servers.all if server not in self._lists]
-        with contextlib.suppress(TimeoutError):  # else the first requests would be told that there is no such model
-            await asyncio.wait_for(asyncio.gather(*new), FIRST_S)
-
-    def state(self) -> Mapping[str, Any]:
-        usable = any(server.breaker.state is not CircuitState.OPEN for server in self._servers.all)
-        told: dict[str, Any] = {
-            "state": "ready" if usable and not self._key.missing else "unavailable",
-            "kind": "triton",
-            "models": len(self._names),
-            "servers": self._servers.state(),
-        }
-        return told | ({"error": self._key.missing} if self._key.missing else {})
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._has_key():
+            await self._begin(self._ask_for_ever, [s for s in self._servers.all if s not in self._lists])
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -135,24 +87,17 @@ class TritonFactory:
                     await self._ask(server, lists)
                 except Exception:  # the top of a task: it must go on asking
                     log.exception("%s: the models of %s cannot be taken in", self.name, server.host)
-                server.asked.set()
-                await asyncio.sleep(self._ask_s if server.asked_error is None else self._ask_down_s)
+                await self._pause(server)
         finally:
             await lists.close()
 
     async def _ask(self, server: Server, lists: Lists) -> None:
-        """Of a server that does not tell, what was known stands; that it does not is told once, not every time."""
         try:
             listed = await ask(lists, self._mapped.values() or None)
         except ListingFailed as error:
-            if server.asked_error != str(error):
-                log.warning("%s: %s does not say which models it has: %s", self.name, server.host, error)
-                server.asked_error = str(error)
+            self._asked(server, str(error))
             return
-        server.breaker.hears()
-        if server.asked_error is not None:
-            log.info("%s: %s says again which models it has", self.name, server.host)
-            server.asked_error = None
+        self._asked(server, None)
         if listed != self._lists.get(server):
             self._lists[server] = listed
             self._renew()
@@ -162,10 +107,7 @@ class TritonFactory:
         """Works out what there is, and tells it where it has changed."""
         listed = dict.fromkeys(name for names in self._lists.values() for name in names)
         self._names = self._mapped or {self._prefix + name: name for name in listed}
-        specs = [self._spec(model_id, name) for model_id, name in self._names.items()]
-        if specs != self._specs and self._tell is not None:
-            self._specs = specs
-            self._tell(specs)
+        self._publish([self._spec(model_id, name) for model_id, name in self._names.items()])
 
     def _having(self, model_id: str) -> tuple[Server, ...]:
         """Those that list it; else those that never said what they have; else all."""
