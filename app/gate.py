@@ -29,8 +29,9 @@ from app.errors import (
 from app.event_stream import EventStream
 from app.kserve.endpoint import KServe
 from app.lazy import Asgi
-from app.proxy import AnswerCutOff, DataPlane
+from app.proxy import DataPlane
 from app.routes import ROUTES
+from app.sending import AnswerCutOff
 from app.state import AppState
 from app.websocket import endpoint as websocket
 from app.websocket.connection import ROUTE as CHAT_ROUTE

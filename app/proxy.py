@@ -6,8 +6,6 @@ validation and middleware cost more than all that happens here.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable
 from functools import partial
 from typing import NoReturn
@@ -15,25 +13,22 @@ from typing import NoReturn
 import aiohttp
 import orjson
 
-from app.asgi import Bodies, ClientGone, Exchange
+from app.asgi import Bodies, Exchange
 from app.default_model import default_model
 from app.errors import Header, render_event
-from app.foreign import EVENT_STREAM, FIRST_ERROR, FIRST_FAILURE, NoAnswer, read_checked, read_up_to, why_unreached
+from app.foreign import EVENT_STREAM, FIRST_ERROR, FIRST_FAILURE, read_checked, read_up_to
 from app.request_body import RequestBody, parse_body, parse_document
 from app.routes import Route, check_task
+from app.sending import AnswerCutOff, EngineUnreachable, NotServed, Sender, who
 from app.state import AppState
-from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstreams
-from app.waiting import Told, Wait, WaitTexts
-from engines.base import Outcome
-from models.errors import Busy, EngineGone, RoundhouseError, Unavailable
+from app.upstream import BROKEN, Upstreams
+from app.waiting import Told, Wait
+from models.errors import EngineGone, RoundhouseError
 from models.manager import Lease
 from models.types import ModelSpec
 from utils.logging import logger
 from utils.openai_compat import close_open_event, error_event
 
-RETRY_PAUSE_S = 0.2  # for the manager to hear of the end of an engine, before a fresh lease is asked for
-ATTEMPTS = 2
-UNREACHED_RETRY_S = 5.0  # for clients whose server elsewhere could not be reached, while its circuit is closed
 ERROR_BYTES = 1 << 16  # of an engine's error that are read to be told in an event
 
 # What engines get of a request's headers: nothing that names a person or a key, nothing that steers an engine.
@@ -70,20 +65,6 @@ DROPPED_HEADERS = frozenset(
 )
 
 
-class EngineUnreachable(EngineGone):
-    """The engine gave no answer at all, and can have done nothing that lasts; nothing was sent to the client yet."""
-
-    told: RoundhouseError | None = None  # to the client, once this is not tried again
-
-
-class AnswerCutOff(Exception):
-    """The answer broke off when part of it was already sent. The client can tell, as far as its form allows."""
-
-
-class NotServed(Exception):
-    """The client was told of an error by the engine: the request has ended, but it was not served."""
-
-
 class DataPlane:
     """Answers the routes of `app.routes` from the engines that the manager leases."""
 
@@ -92,7 +73,7 @@ class DataPlane:
         self._manager = state.manager
         self._upstreams = upstreams
         self._bodies = bodies
-        self._texts = WaitTexts(state.manager)
+        self._sender = Sender(state)
 
     async def answer(self, exchange: Exchange, route: Route) -> None:
         """Raises RoundhouseError while nothing was sent, ClientGone, or AnswerCutOff."""
@@ -107,7 +88,7 @@ class DataPlane:
         wait = self._wait_of(exchange, route, body, spec)
         try:
             with exchange.watch_client(wait.grown_long):
-                await self._answer_from_engine(exchange, route, body, spec, wait)
+                await self._sender.send(exchange, spec, wait, partial(self._relay, exchange, route, body))
         except NotServed:
             return
         except RoundhouseError as error:
@@ -124,40 +105,9 @@ class DataPlane:
         settings = self._state.settings
         told: Told | None = None
         if body.stream and body.model and route.streams and exchange.listens:
-            text = partial(self._texts.of, spec)
+            text = partial(self._sender.texts.of, spec)
             told = Told(exchange, route.path, body.model, settings.progress_text, text)
         return Wait(exchange, told, interval_s=settings.sse_comment_s, limit_s=settings.wait_timeout_s)
-
-    async def _answer_from_engine(
-        self, exchange: Exchange, route: Route, body: RequestBody, spec: ModelSpec, wait: Wait
-    ) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
-            asked_s = time.monotonic()
-            try:
-                with wait:
-                    async with self._manager.lease(spec) as lease:
-                        wait.end()
-                        self._state.metrics.waited(spec.id, time.monotonic() - asked_s)
-                        await self._relay(exchange, route, body, lease)
-                return
-            except EngineUnreachable as error:
-                logger.warning("{}: the engine of {} gave no answer: {}", exchange.request_id, spec.id, error)
-                if attempt == ATTEMPTS:
-                    raise (error.told or _ended_before(spec)) from None
-                if error.told is None:  # of servers elsewhere another may have it, at once
-                    await asyncio.sleep(RETRY_PAUSE_S)
-            except TimeoutError:
-                raise self._waited_too_long(spec, self._state.settings.wait_timeout_s) from None
-
-    def _waited_too_long(self, spec: ModelSpec, limit_s: float) -> Busy:
-        text = f"The model '{spec.id}' was not ready within {limit_s:g} s (wait_timeout_s)"
-        return Busy(f"{text}: {self._texts.of(spec)}.", retry_after_s=self._expected_wait_s(spec))
-
-    def _expected_wait_s(self, spec: ModelSpec) -> float | None:
-        try:
-            return self._manager.expected_wait_s(self._manager.catalog.base_of(spec).id)
-        except RoundhouseError:  # it was removed meanwhile
-            return None
 
     async def _relay(self, exchange: Exchange, route: Route, body: RequestBody, lease: Lease) -> None:
         upstream = self._upstreams.get(lease.endpoint)
@@ -167,25 +117,6 @@ class DataPlane:
             headers = _request_headers(exchange, lease.endpoint.headers.items())
             response = await upstream.post(route.path, body.with_model(lease.served_name), headers)
             await self._pass_on(exchange, route, response, lease)
-        except (ClientGone, asyncio.CancelledError):
-            lease.outcome = Outcome.ABANDONED
-            raise
-        except NEVER_REACHED as error:
-            raise _unreached(lease, why_unreached(error)) from error
-        except TimeoutError:
-            raise _failed(lease, f"sent nothing for {self._state.settings.upstream_idle_timeout_s:g} s") from None
-        except UNREACHABLE as error:
-            if lease.endpoint.ends_with_us:
-                raise _unreached(lease, f"{type(error).__name__}: {error}") from error
-            raise _failed(lease, "closed the connection before the end of its answer") from error
-        except aiohttp.ClientError as error:
-            raise _failed(lease, "gave an answer that is not HTTP") from error
-        except AnswerCutOff:
-            lease.fails("it broke off its answer")
-            raise
-        except EngineGone as error:
-            lease.fails(error.why if isinstance(error, NoAnswer) else error.message)
-            raise
         finally:
             upstream.running -= 1
             if response is not None:
@@ -248,7 +179,7 @@ async def _break_off(
     """Ends an answer that the engine left unfinished, so that the client can tell."""
     logger.warning("{}: the engine of {} broke off: {!r}", exchange.request_id, exchange.model, error)
     if response.content_type == EVENT_STREAM:
-        gone = EngineGone(f"{_who(lease)} ended while it answered; what came before is incomplete.")
+        gone = EngineGone(f"{who(lease)} ended while it answered; what came before is incomplete.")
         event = render_event(gone, route.protocol, exchange.request_id)
         await exchange.body(close_open_event(tail) + event, False)
     raise AnswerCutOff
@@ -266,33 +197,9 @@ async def _tell_in_event(
     except orjson.JSONDecodeError:
         told = None
     if not isinstance(told, dict) or "error" not in told:
-        raise EngineGone(f"{_who(lease)} answered with status {response.status} and no stream.")
+        raise EngineGone(f"{who(lease)} answered with status {response.status} and no stream.")
     await exchange.body(error_event(route.protocol, told), False)
     raise NotServed
-
-
-def _who(lease: Lease) -> str:
-    return f"The {'engine' if lease.endpoint.ends_with_us else 'server'} of '{lease.spec.id}'"
-
-
-def _failed(lease: Lease, what: str) -> EngineGone:
-    lease.fails(f"it {what}")
-    return EngineGone(f"{_who(lease)} {what}.")
-
-
-def _unreached(lease: Lease, why: str) -> EngineUnreachable:
-    lease.fails(why)
-    error = EngineUnreachable(why)
-    if not lease.endpoint.ends_with_us:
-        told = f"{_who(lease)} ({lease.spec.engine}) cannot be reached: {why}."
-        error.told = Unavailable(told, param="model", retry_after_s=UNREACHED_RETRY_S)
-    return error
-
-
-def _ended_before(spec: ModelSpec) -> EngineGone:
-    return EngineGone(
-        f"The engine of '{spec.id}' ended before it answered. It is started again with the next request for it."
-    )
 
 
 def _request_headers(exchange: Exchange, own: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from app.asgi import Bodies, Exchange
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, Rendered
-from app.kserve.forwarding import Forwarding, Unreachable, off_loop
-from app.proxy import NotServed
+from app.kserve.forwarding import Forwarding, off_loop
 from app.routes import TENSOR_ROUTES, check_task
+from app.sending import NotServed, Sender
 from app.state import AppState
 from app.upstream import Upstreams
 from app.waiting import Wait
-from models.errors import Busy, Unavailable
+from models.errors import Unavailable
 from models.manager import Lease
 from models.types import ModelSpec, Signature, State, Tensor
 from utils.version import own_version
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 ROOT = "/v2"
 MODEL_PATH = re.compile(r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<action>/ready|/infer)?")
 VERSION_MAX = 100
-ATTEMPTS = 2
 NOT_READY_RETRY_S = 2.0
 EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
 
@@ -40,6 +40,7 @@ class KServe:
         self._state = state
         self._manager = state.manager
         self._bodies = bodies
+        self._sender = Sender(state)
         self._forwarding = Forwarding(upstreams, state.settings.upstream_idle_timeout_s)
 
     async def answer(self, exchange: Exchange) -> None:
@@ -85,7 +86,7 @@ class KServe:
         async def forward(lease: Lease) -> None:
             await self._forwarding.infer(exchange, lease, request, body, version)
 
-        await self._with_lease(exchange, spec, forward)
+        await self._send(exchange, spec, forward)
 
     async def _tell_ready(self, exchange: Exchange, spec: ModelSpec, version: str) -> None:
         """Loads nothing: models of our own engines are asked only where they are loaded."""
@@ -98,7 +99,7 @@ class KServe:
             nonlocal ready
             ready = await self._forwarding.ready(exchange, lease, version)
 
-        await self._with_lease(exchange, spec, ask)
+        await self._send(exchange, spec, ask)
         if not ready:
             text = f"The server of '{spec.id}' says that it is not ready."
             raise Unavailable(text, retry_after_s=NOT_READY_RETRY_S)
@@ -125,26 +126,11 @@ class KServe:
             whole += part
         return bytes(whole)
 
-    async def _with_lease(self, exchange: Exchange, spec: ModelSpec, use: Any) -> None:
-        """Sends again only what reached no server: there may be another, or it may be back."""
+    async def _send(self, exchange: Exchange, spec: ModelSpec, relay: Callable[[Lease], Awaitable[None]]) -> None:
         settings = self._state.settings
         wait = Wait(exchange, None, interval_s=settings.sse_comment_s, limit_s=settings.wait_timeout_s)
-        with exchange.watch_client(wait.grown_long):
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    with wait:
-                        async with self._manager.lease(spec) as lease:
-                            wait.end()
-                            await use(lease)
-                    return
-                except NotServed:  # an error of the server's was passed on
-                    return
-                except Unreachable as error:
-                    if attempt == ATTEMPTS:
-                        raise error.told from None
-                except TimeoutError:
-                    text = f"The model '{spec.id}' took no request within {settings.wait_timeout_s:g} s"
-                    raise Busy(f"{text} (wait_timeout_s): it has too many.") from None
+        with suppress(NotServed), exchange.watch_client(wait.grown_long):
+            await self._sender.send(exchange, spec, wait, relay)
 
 
 def _expect(exchange: Exchange, method: str) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 
-from app.asgi import ClientGone, Exchange
+from app.asgi import Exchange
 from app.errors import Header, InvalidRequest, NotFound, RequestError
-from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, NoAnswer, check_head, read_checked, why_unreached
-from app.proxy import AnswerCutOff, NotServed
-from app.upstream import BROKEN, NEVER_REACHED, UNREACHABLE, Upstream, Upstreams
-from engines.base import Outcome
-from models.errors import EngineGone, RoundhouseError, Unavailable
+from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, NoAnswer, check_head, read_checked
+from app.sending import CUT_OFF, AnswerCutOff, NotServed, failed, unreached, who
+from app.upstream import BROKEN, Upstream, Upstreams
+from models.errors import RoundhouseError, Unavailable
 from models.manager import Lease
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LARGE_BYTES = 1 << 20  # beyond, what is computed on them is computed in a thread
-UNREACHED_RETRY_S = 5.0
 KEY_RETRY_S = 60.0  # until somebody has changed the key
 BUSY_RETRY_S = 1.0
 NOT_FOUND, TOO_MUCH, NOT_IMPLEMENTED, BUSY = 404, 429, 501, 503
@@ -43,14 +40,6 @@ ANSWER_HEADERS = frozenset(
     (b"content-type", b"content-length", b"content-encoding", b"inference-header-content-length")
 )
 INFERENCE_HEADER = "Inference-Header-Content-Length"
-
-
-class Unreachable(Exception):
-    """Nothing reached the server, so that another may be asked. `told` is for the client, if none is."""
-
-    def __init__(self, told: RoundhouseError) -> None:
-        super().__init__(told.message)
-        self.told = told
 
 
 class Unsupported(RequestError):
@@ -74,48 +63,23 @@ class Forwarding:
         self._timeout_s = timeout_s
 
     async def infer(self, exchange: Exchange, lease: Lease, request: InferRequest, body: bytes, version: str) -> None:
-        """`body` is the request as it came. Raises RoundhouseError, Unreachable, ClientGone and AnswerCutOff."""
-        with self._watched(lease):
-            if lease.endpoint.base_url.startswith("grpc"):
-                await self._infer_by_grpc(exchange, lease, request, version)
-            else:
-                path = _path(lease.served_name, version, "/infer")
-                await self._by_http(exchange, lease, path, body)
+        """`body` is the request as it came. Raises what `Sender.send` takes from a relay."""
+        if lease.endpoint.base_url.startswith("grpc"):
+            await self._infer_by_grpc(exchange, lease, request, version)
+        else:
+            path = _path(lease.served_name, version, "/infer")
+            await self._by_http(exchange, lease, path, body)
 
     async def ready(self, exchange: Exchange, lease: Lease, version: str) -> bool:
         """Whether the server has the model loaded. Raises as `infer`."""
-        with self._watched(lease):
-            if lease.endpoint.base_url.startswith("grpc"):
-                return await self._ready_by_grpc(lease, version)
-            upstream = self._upstreams.get(lease.endpoint)
-            headers = dict(lease.endpoint.headers)
-            response = await upstream.get(_path(lease.served_name, version, "/ready"), headers)
-            response.close()
-            _note(lease, response.status if response.status != BUSY else NOT_FOUND)  # that says it of the model
-            return response.status == 200
-
-    @contextmanager
-    def _watched(self, lease: Lease) -> Iterator[None]:
-        """Notes how the request ended, and says it in our errors."""
-        try:
-            yield
-        except (ClientGone, asyncio.CancelledError):
-            lease.outcome = Outcome.ABANDONED
-            raise
-        except NEVER_REACHED as error:
-            raise unreachable(lease, why_unreached(error)) from error
-        except TimeoutError:
-            raise failed(lease, f"sent nothing for {self._timeout_s:g} s") from None
-        except UNREACHABLE as error:
-            raise failed(lease, "closed the connection before the end of its answer") from error
-        except aiohttp.ClientError as error:
-            raise failed(lease, "gave an answer that is not HTTP") from error
-        except AnswerCutOff:
-            lease.fails("it broke off its answer")
-            raise
-        except EngineGone as error:
-            lease.fails(error.why if isinstance(error, NoAnswer) else error.message)
-            raise
+        if lease.endpoint.base_url.startswith("grpc"):
+            return await self._ready_by_grpc(lease, version)
+        upstream = self._upstreams.get(lease.endpoint)
+        headers = dict(lease.endpoint.headers)
+        response = await upstream.get(_path(lease.served_name, version, "/ready"), headers)
+        response.close()
+        _note(lease, response.status if response.status != BUSY else NOT_FOUND)  # that says it of the model
+        return response.status == 200
 
     async def _by_http(self, exchange: Exchange, lease: Lease, path: str, body: bytes) -> None:
         upstream: Upstream = self._upstreams.get(lease.endpoint)
@@ -154,29 +118,14 @@ class Forwarding:
         try:
             raw = await channel.call(method, encoded, lease.endpoint.headers, self._timeout_s)
         except Unreached as error:
-            raise unreachable(lease, str(error)) from None
+            raise unreached(lease, str(error)) from None
         except CallFailed as error:
             if error.lost:
-                raise failed(lease, "closed the connection before the end of its answer") from None
+                raise failed(lease, CUT_OFF) from None
             _note(lease, error.status)
             raise _refusal(lease, error) from None
         lease.answers()
         return raw
-
-
-def unreachable(lease: Lease, why: str) -> Unreachable:
-    lease.fails(why)
-    text = f"{_who(lease)} ({lease.spec.engine}) cannot be reached: {why}."
-    return Unreachable(Unavailable(text, param="model", retry_after_s=UNREACHED_RETRY_S))
-
-
-def failed(lease: Lease, what: str) -> EngineGone:
-    lease.fails(f"it {what}")
-    return EngineGone(f"{_who(lease)} {what}.")
-
-
-def _who(lease: Lease) -> str:
-    return f"The server of '{lease.spec.id}'"
 
 
 def _note(lease: Lease, status: int) -> None:
@@ -188,9 +137,9 @@ def _note(lease: Lease, status: int) -> None:
 
 def _refusal(lease: Lease, error: CallFailed) -> RoundhouseError:
     """What a gRPC server said, as the nearest of our errors."""
-    status, text = error.status, f"{_who(lease)} answered: {error.message}"
+    status, text = error.status, f"{who(lease)} answered: {error.message}"
     if status == UNAUTHORIZED:  # what it says of our key is not for clients
-        refused = f"{_who(lease)} refuses the key that it was given, or wants one. See api_key_env of "
+        refused = f"{who(lease)} refuses the key that it was given, or wants one. See api_key_env of "
         return Unavailable(f"{refused}{lease.spec.engine}.", retry_after_s=KEY_RETRY_S)
     if status == NOT_FOUND:
         return NotFound(text)
@@ -202,7 +151,7 @@ def _refusal(lease: Lease, error: CallFailed) -> RoundhouseError:
         return Unavailable(text, retry_after_s=BUSY_RETRY_S)
     if status < FIRST_FAILURE:
         return InvalidRequest(text)
-    return NoAnswer(f"{_who(lease)} answered", f"it answered with {error.code}", f": {error.message.rstrip('.')}")
+    return NoAnswer(f"{who(lease)} answered", f"it answered with {error.code}", f": {error.message.rstrip('.')}")
 
 
 async def _pass_on(exchange: Exchange, lease: Lease, response: aiohttp.ClientResponse) -> None:
