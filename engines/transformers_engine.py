@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,7 +13,7 @@ from engines.base import Engine, EngineContext, EngineStartError, Verdict
 from engines.launcher import Launcher
 from engines.process import ProcessEngine, engine_files
 from engines.progress import transformers_questions
-from engines.runtime.backends import kept
+from engines.runtime.backends import candidates, kept
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.transformers_args import TransformersArgs
 from engines.sleeping import DeviceSizes, SleepableEngine
@@ -62,9 +64,16 @@ class TransformersFactory:
         return self._loaded_bytes(spec) + OVERHEAD_BYTES[self._context.device]
 
     def _loaded_bytes(self, spec: ModelSpec) -> int:
-        """Weights in the dtype that they are loaded in, which on the CPU may be twice their size on disk."""
+        """Weights in the dtype that they are loaded in, which on the CPU may be twice their size on disk.
+
+        On a GPU half of it, once a precision of 16 bits was chosen at the first load, which itself needs it all.
+        """
+        args = self._args(spec)
         stored = BYTES_PER_WEIGHT.get(spec.dtype or "", 4)
-        loaded = BYTES_PER_WEIGHT.get(self._args(spec).resolved_dtype, stored)  # "auto": as stored
+        dtype = args.resolved_dtype
+        if args.device == "cuda" and dtype == "auto" and (choice := _kept_choice(spec.path, args)):
+            dtype = choice.candidate.dtype
+        loaded = BYTES_PER_WEIGHT.get(dtype, stored)  # "auto": as stored
         return spec.weights_bytes * loaded // stored
 
     def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
@@ -74,14 +83,13 @@ class TransformersFactory:
         return (self._loaded_reason(spec, args), "sleep: level 1 (weights in host memory)")
 
     def _loaded_reason(self, spec: ModelSpec, args: TransformersArgs) -> str:
-        """What computes the model; on the CPU what was measured, once it has been."""
+        """What computes the model, in which precision: as it was measured, once it has been."""
+        if choice := _kept_choice(spec.path, args):
+            return f"runs on {choice}"
         loaded = f"loaded as {args.resolved_dtype} on {args.device}"
-        if args.device != "cpu" or args.backend == "torch":
+        if len(_candidates(spec.path, args)) == 1:
             return loaded
-        choice = kept.read(kept.folder_of(self._backends, str(spec.path)))
-        if choice is None or choice.fingerprint != spec.fingerprint:
-            return f"{loaded}, unless its first load finds a faster way (engine_args: backend, dtype)"
-        return f"runs on {choice}"
+        return f"{loaded}, unless its first load finds a faster way (engine_args: backend, dtype)"
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
         uds, log_path = engine_files(self._context, NAME, spec.id)
@@ -147,6 +155,22 @@ class TransformersFactory:
 def create_factory(context: EngineContext) -> TransformersFactory:
     """Entry point `transformers` of the group roundhouse.engines."""
     return TransformersFactory(context)
+
+
+def _kept_choice(path: Path, args: TransformersArgs) -> kept.Choice | None:
+    """What was measured for just this content, these arguments, libraries and this machine; None where nothing was."""
+    choice = kept.read(kept.folder_of(Path(args.cache_dir), str(path)))
+    return choice if choice is not None and choice.key == _key(path, args) else None
+
+
+@lru_cache(maxsize=4096)  # what it reads of the folder is of the fingerprint in `args`
+def _candidates(path: Path, args: TransformersArgs) -> Sequence[kept.Candidate]:
+    return candidates.candidates(path, args)
+
+
+@lru_cache(maxsize=4096)
+def _key(path: Path, args: TransformersArgs) -> str:
+    return candidates.key_of(str(path), args, _candidates(path, args))
 
 
 def _is_causal(spec: ModelSpec) -> bool:

@@ -21,7 +21,7 @@ class TransformersArgs(BaseModel):
     backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
     """What computes the model on the CPU. `auto`: the fastest of those that can, measured at its first load here."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """`auto` or None: on CUDA the model's own; on the CPU float32, or bfloat16 where that is faster and as good."""
+    """`auto` or None: the model's own (on the CPU float32), or one of 16 bits where that is faster and as good."""
     cache_dir: str = ""
     """Where the choice and exported models are kept; given by the app. Without it torch computes."""
     fingerprint: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +11,27 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import BertForSequenceClassification, BertModel
 
+from engines import transformers_engine
+from engines.base import EngineContext
+from engines.runtime.backends import candidates as candidates_module
 from engines.runtime.backends import choosing, kept
 from engines.runtime.backends.bodies import Unsuitable
-from engines.runtime.backends.choosing import CannotRun, best_of, candidates, choose
+from engines.runtime.backends.candidates import candidates
+from engines.runtime.backends.choosing import CannotRun, best_of, choose
 from engines.runtime.backends.cores import usable_cores
 from engines.runtime.backends.kept import PLAIN, Candidate, Choice, Figures
 from engines.runtime.backends.measuring import check
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_runtime import load_chosen, load_model
-from engines.transformers_engine import TransformersFactory
+from engines.transformers_engine import OVERHEAD_BYTES, TransformersFactory
 from models.types import ModelOverrides
+from tests.engines.fake_nvml import FakeGpu, FakeNvml
 from tests.engines.retrieval_models import bert_config, make_qwen3_embedding, save_bert
 from tests.engines.transformers_support import client_of, running_engine, spec_of
 
@@ -225,21 +233,99 @@ def test_what_was_kept_for_models_that_are_gone_is_removed(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [kept.folder_of(tmp_path, str(here)).name]
 
 
-def test_only_plain_encoders_of_bounded_size_are_exported(embedder: Path, tmp_path: Path) -> None:
-    def backends(folder: Path, weights_bytes: int = MIB) -> set[str]:
-        return {each.backend for each in candidates(folder, args_of(dtype="float32"), weights_bytes)}
+def test_only_plain_encoders_of_bounded_size_are_exported(
+    embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backends(folder: Path) -> set[str]:
+        return {each.backend for each in candidates(folder, args_of(dtype="float32"))}
 
     assert backends(embedder) == {"torch", "onnx", "openvino"}
-    assert backends(embedder, choosing.MAX_EXPORTED_BYTES + 1) == {"torch"}
     assert backends(make_qwen3_embedding(tmp_path / "causal", modules=True)) == {"torch"}
+    monkeypatch.setattr(candidates_module, "MAX_EXPORTED_BYTES", 1000)
+    assert backends(embedder) == {"torch"}
 
 
 def test_reduced_precision_is_tried_where_the_cpu_has_instructions_for_it(
     embedder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for flags, expected in (("avx2", {"float32"}), ("avx2 avx512_bf16", {"float32", "bfloat16"})):
-        monkeypatch.setattr(choosing, "_cpu", lambda flags=flags: ("CPU", flags))
-        assert {each.dtype for each in candidates(embedder, args_of(), MIB)} == expected
+        monkeypatch.setattr(candidates_module, "_cpu", lambda flags=flags: ("CPU", flags))
+        assert {each.dtype for each in candidates(embedder, args_of())} == expected
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], uuid: str = "GPU-aaaa") -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(FakeGpu(uuid, capability=capability)))
+
+
+@pytest.mark.parametrize(
+    ("capability", "weights", "fields", "expected"),
+    [
+        ((9, 0), torch.float32, {}, ["float32", "bfloat16"]),
+        ((7, 5), torch.float32, {}, ["float32", "float16"]),  # emulates bfloat16
+        ((6, 1), torch.float32, {}, ["float32"]),
+        ((9, 0), torch.float16, {}, ["auto"]),  # its own
+        ((9, 0), torch.float32, {"dtype": "float16"}, ["float16"]),
+    ],
+)
+def test_on_a_gpu_weights_of_32_bits_are_tried_in_the_16_that_it_is_fast_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    weights: torch.dtype,
+    fields: dict[str, str],
+    expected: list[str],
+) -> None:
+    folder = save_bert(tmp_path / "model", BertModel(bert_config()).to(weights))
+    config = json.loads((folder / "config.json").read_bytes())
+    on_gpu(monkeypatch, capability)
+    for named in (True, False):  # many published configurations name no dtype: then the weights tell
+        kept_fields = {name: value for name, value in config.items() if named or "dtype" not in name}
+        (folder / "config.json").write_text(json.dumps(kept_fields))
+        found = candidates(folder, args_of(device="cuda", **fields))
+        assert [(each.backend, each.dtype) for each in found] == [("torch", dtype) for dtype in expected]
+
+
+def test_the_precision_that_a_gpu_is_faster_with_is_kept_and_half_the_memory_reserved(
+    embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Candidate] = []
+
+    def measured(candidate: Candidate, *_: object) -> Figures:
+        seen.append(candidate)
+        return Figures(candidate, 1, 900 if candidate.dtype == "bfloat16" else 300, 0.9999)
+
+    monkeypatch.setattr(choosing, "measured", measured)
+    on_gpu(monkeypatch, (9, 0))
+    context = EngineContext(run_dir=tmp_path, log_dir=tmp_path, cache_dir=tmp_path, device="cuda")
+    factory = TransformersFactory(context)
+    spec = spec_of(embedder, fingerprint="1", weights_bytes=100 * MIB, overrides=ModelOverrides())
+    overhead_bytes = OVERHEAD_BYTES["cuda"]
+
+    assert factory.estimate_bytes(spec) == 100 * MIB + overhead_bytes  # what the comparison takes
+    assert "unless its first load finds a faster way" in factory.reasons(spec)[0]
+    chosen = choose(str(embedder), factory._args(spec))
+    assert choose(str(embedder), factory._args(spec)) == chosen
+    assert (chosen.backend, chosen.dtype, chosen.device) == ("torch", "bfloat16", "cuda")
+    assert seen == [PLAIN, Candidate("torch", "bfloat16")]  # the second load measured nothing
+    assert factory.estimate_bytes(spec) == 50 * MIB + overhead_bytes
+    assert factory.reasons(spec)[0].startswith("runs on torch bfloat16, by measurement: ")
+
+    on_gpu(monkeypatch, (9, 0), "GPU-bbbb")  # of another name
+    transformers_engine._key.cache_clear()
+    assert factory.estimate_bytes(spec) == 100 * MIB + overhead_bytes
+    assert choose(str(embedder), factory._args(spec)) == chosen
+    assert len(seen) == 4
+
+
+def test_a_model_that_does_not_run_in_its_own_precision_leaves_no_choice_behind(
+    embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device's memory may have been short; the next load compares again."""
+    monkeypatch.setattr(choosing, "measured", lambda candidate, *_: Figures(candidate, error="out of memory"))
+    on_gpu(monkeypatch, (9, 0))
+    args = args_of(device="cuda", cache_dir=str(tmp_path))
+    assert choose(str(embedder), args).dtype == "float32"
+    assert kept.read(kept.folder_of(tmp_path, str(embedder))) is None
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,11 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 
+from engines.runtime.backends.candidates import ENCODERS
 from engines.runtime.backends.cores import usable_cores
 from engines.runtime.transformers_args import TransformersArgs
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# Types of models whose transformer is a plain encoder of text, and is exported faithfully; the check at the first load
-# would find one that is not, after having taken time and memory for it.
-ENCODERS = (
-    *("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet"),
-    *("nomic_bert", "roberta", "xlm-roberta"),
-)
 PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 OUTPUTS = {"feature-extraction": "last_hidden_state", "sequence-classification": "logits"}
 

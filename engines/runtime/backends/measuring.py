@@ -32,7 +32,8 @@ from utils import procfs
 LIMIT_S = 180.0  # of one candidate, its import and export included
 SINGLE_S, BATCH_S = 0.4, 0.8  # of measuring
 MIN_ROUNDS = 3
-BATCH = 8  # as fast as 32 on a CPU, if texts of a batch are alike in length
+SINGLES = 8
+BATCH = {"cpu": 8, "cuda": 64}  # as fast as 32 on a CPU, if texts of a batch are alike in length; a GPU needs more
 MIN_COSINE = 0.999  # of a reduced precision
 MAX_DIFFERENCE = 1e-5  # of float32, in units of the largest number of an output (at least 1)
 SHORT_WORDS, LONG_WORDS, LONGEST_WORDS = (5, 15), (5, 60), (200, 200)
@@ -93,7 +94,7 @@ def _measure(candidate: Candidate, model_path: str, args: TransformersArgs, refe
     model = load_model(model_path, args)
     if candidate.backend in BODIES and not Path(args.body_path).is_file():
         raise Unsuitable("this kind of model is run by torch only")
-    singles, batch, long = samples(model)
+    singles, batch, long = samples(model, BATCH[args.device])
     outputs = [output for inputs in (batch, singles[:3], singles[3:4], long) for output in model.forward(inputs)]
     cosine = 1.0
     if candidate == PLAIN:
@@ -106,8 +107,8 @@ def _measure(candidate: Candidate, model_path: str, args: TransformersArgs, refe
     return Figures(candidate, single_s * 1e3, len(batch) / batch_s, cosine)
 
 
-def samples(model: RetrievalModel) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
-    """Short texts to be run alone, a batch of alike ones, and a long one; pairs for a model that reads those."""
+def samples(model: RetrievalModel, count: int) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
+    """Short texts to be run alone, `count` alike ones for a batch, and a long one; pairs where a model reads those."""
     chance = random.Random(0)
 
     def text(words: tuple[int, int]) -> str:
@@ -118,10 +119,10 @@ def samples(model: RetrievalModel) -> tuple[list[Encoded], list[Encoded], list[E
 
     encoder = model.encoder
     options = EncodeOptions(limit=encoder.max_tokens)
-    singles = encoder.encode([source(SHORT_WORDS) for _ in range(BATCH)], options)
-    several = encoder.encode([source(LONG_WORDS) for _ in range(4 * BATCH)], options)
+    singles = encoder.encode([source(SHORT_WORDS) for _ in range(SINGLES)], options)
+    several = encoder.encode([source(LONG_WORDS) for _ in range(4 * count)], options)
     several.sort(key=lambda each: each.tokens)
-    return singles, several[BATCH : 2 * BATCH], encoder.encode([source(LONGEST_WORDS)], options)
+    return singles, several[count : 2 * count], encoder.encode([source(LONGEST_WORDS)], options)
 
 
 def timed(works: Sequence[Callable[[], object]], limit_s: float) -> list[float]:
