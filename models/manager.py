@@ -10,7 +10,6 @@ then acts on it; they ask for an outcome:
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from engines.base import Engine, EngineFactory
 from models import adapters
 from models.background import Background
+from models.bookkeeping import Bookkeeper
 from models.catalog import Catalog
 from models.dispatcher import Dispatcher
 from models.errors import ModelUnusable, UnknownModel
@@ -40,7 +40,7 @@ from models.scheduling.values import Action, Load, Sleep, Unload, Wake
 from models.servable import Servable, must_reload
 from models.statuses import MemoryStatus, memory_status, model_status
 from models.tickets import let_go
-from models.types import LoadReport, ModelSpec, ModelStatus, SleepReport, State
+from models.types import ModelSpec, ModelStatus, State
 from models.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -75,18 +75,19 @@ class ModelManager:
         self._reporter = Reporter(self.events, lambda: self.scheduler, clock)
         on_change = self._reporter.report_changes
         self._loop = Dispatcher(policy, budget_bytes, self._perform, on_change, self._on_fault, clock)
-        self._footprints = FootprintStore(state_dir / "footprints.json")
-        self._roster = Roster(catalog, self.servable, self._footprints)
-        self._runner = Runner(self)
+        footprints = FootprintStore(state_dir / "footprints.json")
+        self._roster = Roster(catalog, self.servable, footprints)
+        self._read_ahead = ReadAhead()
+        self._books = Bookkeeper(
+            self._loop, self._roster, self.servable, footprints, self._read_ahead, lambda name: self._runner.get(name)
+        )
+        self._runner = Runner(self._books)
         self._preparations = Preparations(factories, lambda: self.scheduler.policy.max_queued)
         self._leases = Leases(self._roster, self._runner, self._loop, self._ask, self._preparations)
         self._watchdog = Watchdog(lambda: self.scheduler.stuck(clock()), self._loop.tick, clock)
         self._measurer = Measurer(self._runner, lambda: self.scheduler, clock)
         self._prober = Prober(self.residents, self.hung, hang_timeout_s, clock=clock)
-        self._read_ahead = ReadAhead()
         self._clock = clock
-        self._measured_bytes: dict[str, int] = {}
-        self._unload_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._background = Background()
         self._preloads = Preloads(preload, self._roster, self._loop, self._preparations, self._background.spawn)
         self._faults = 0  # of the scheduler
@@ -117,8 +118,7 @@ class ModelManager:
         self._preparations.close()
         await self._leases.ended(drain_s)
         self._loop.stop_timer()
-        for model_id in list(self._unload_waiters):
-            self._gone(model_id)
+        self._books.let_waiters_go()
         await self._background.close()
         await self._read_ahead.close()
         await self._runner.close(self.scheduler.policy.stop_grace_s)
@@ -132,14 +132,14 @@ class ModelManager:
             self._loop.feed(self.scheduler.forget, model_id, self._roster.removal(model_id))
             self._runner.disconnect(model_id)
         for before, spec in changed:
-            self._configure(spec.id)
+            self._books.configure(spec.id)
             if self.servable.is_remote(spec):
                 self._runner.connect(spec, self.factories[spec.engine])
             elif before is not None and must_reload(before, spec):
                 log.info("%s has changed: it will be loaded anew", spec.id)
                 self._loop.feed(self.scheduler.on_changed, spec.id)
         for model_id in self._roster.readapted:
-            self._configure(model_id)  # it is started with room for them
+            self._books.configure(model_id)  # it is started with room for them
         self._remove_adapters()
         if self._roster.moving:
             self._background.spawn(self._await_moved())
@@ -201,11 +201,10 @@ class ModelManager:
                 else:
                     self._background.spawn(removal)
             return self.status(base.id)
-        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unload_waiters.setdefault(base.id, []).append(gone)
+        gone = self._books.until_gone(base.id)
         self._loop.feed(self.scheduler.on_unload_asked, base.id)
         if self.scheduler.entries[base.id].state in AT_REST:
-            self._gone(base.id)
+            self._books.gone(base.id)
         if wait:
             await gone
         return self.status(base.id)
@@ -219,7 +218,7 @@ class ModelManager:
             raise UnknownModel(f"The model '{model_id}' does not exist or cannot be served.", param="model")
         resident = self._runner.get(model_id)
         served = resident.serves() if resident is not None else ()
-        return model_status(self.scheduler, spec, self._measured_bytes.get(model_id), served, self._clock())
+        return model_status(self.scheduler, spec, self._books.measured_bytes(model_id), served, self._clock())
 
     def statuses(self) -> list[ModelStatus]:
         """Every model that has an engine of its own, sorted by id."""
@@ -254,48 +253,7 @@ class ModelManager:
             if resident is not None and resident.awake and not resident.remote and model_id in entries
         ]
 
-    # -- outcomes of the runner ------------------------------------------------------------------------------------
-
-    def loaded(self, model_id: str, report: LoadReport) -> None:
-        self._read_ahead.load_ended()
-        self._note(model_id, self._footprints.note_load, report.duration_s)
-        self._loop.feed(self.scheduler.on_loaded, model_id, report.duration_s)
-
-    def measured(self, model_id: str, memory_bytes: int) -> None:
-        resident = self._runner.get(model_id)
-        entry = self.scheduler.entries.get(model_id)
-        if resident is None or entry is None or entry.state not in (State.READY, State.DRAINING):
-            return  # asleep, it takes little; that is no measure of what it needs
-        self._measured_bytes[model_id] = memory_bytes
-        self._note(model_id, self._footprints.note_memory, memory_bytes, self.servable.estimate_bytes(resident.spec))
-        self._loop.feed(self.scheduler.on_measured, model_id, self._roster.limits(resident.spec).footprint_bytes)
-
-    def load_failed(self, model_id: str, cause: str, *, interrupted: bool = False) -> None:
-        self._read_ahead.load_ended()
-        self._loop.feed(functools.partial(self.scheduler.on_load_failed, interrupted=interrupted), model_id, cause)
-        self._gone(model_id)
-
-    def slept(self, model_id: str, report: SleepReport) -> None:
-        self._note(model_id, self._footprints.note_sleep, report.duration_s, report.device_bytes)
-        self._measured_bytes[model_id] = report.device_bytes
-        self._loop.feed(self.scheduler.on_slept, model_id, report)
-
-    def woken(self, model_id: str, wake_s: float) -> None:
-        self._note(model_id, self._footprints.note_wake, wake_s)
-        self._loop.feed(self.scheduler.on_woken, model_id, wake_s)
-
-    def sleep_failed(self, model_id: str, cause: str, *, forever: bool) -> None:
-        if forever:
-            self._note(model_id, self._footprints.note_no_sleep, cause)
-        self._loop.feed(functools.partial(self.scheduler.on_sleep_failed, forever=forever), model_id, cause)
-
-    def unloaded(self, model_id: str) -> None:
-        self._measured_bytes.pop(model_id, None)
-        self._loop.feed(self.scheduler.on_unloaded, model_id)
-        self._gone(model_id)
-
-    def exited(self, model_id: str, cause: str) -> None:
-        self._loop.feed(self.scheduler.on_exited, model_id, cause)
+    # -- carrying out ----------------------------------------------------------------------------------------------
 
     def hung(self, model_id: str, cause: str) -> None:
         """Its engine has work and gets nothing done: it is ended, and started again for those who wait.
@@ -306,8 +264,6 @@ class ModelManager:
         if resident is not None:
             resident.hangs = True
         self._loop.feed(self.scheduler.on_exited, model_id, cause)
-
-    # -- carrying out ----------------------------------------------------------------------------------------------
 
     def _perform(self, command: Action) -> None:
         policy = self.scheduler.policy
@@ -343,37 +299,10 @@ class ModelManager:
             await asyncio.sleep(MOVED_POLL_S)
         self.refresh()
 
-    def _note(self, model_id: str, note: Callable[..., None], *figures: object) -> None:
-        """Records what was measured of the engine that is there, and lets the scheduler know."""
-        resident = self._runner.get(model_id)
-        if resident is not None:
-            note(model_id, resident.spec.fingerprint, *figures)
-            self._configure(model_id)
-
-    def _configure(self, model_id: str) -> None:
-        spec = self._roster.get(model_id)
-        if spec is None:
-            return
-        try:
-            limits = self._roster.limits(spec)
-        except Exception:  # an engine's factory tripped over it, perhaps as its folder is going: what was known stands
-            log.exception("what %s takes cannot be told anew", model_id)
-        else:
-            self.scheduler.configure(model_id, limits)
-            return
-        if model_id not in self.scheduler.entries:  # nothing was known
-            self._roster.drop(model_id)
-
-    def _gone(self, model_id: str) -> None:
-        for waiter in self._unload_waiters.pop(model_id, []):
-            if not waiter.done():
-                waiter.set_result(None)
-
     # -- after a fault of the scheduler ----------------------------------------------------------------------------
 
     def _on_fault(self) -> None:
-        for model_id in list(self._unload_waiters):
-            self._gone(model_id)
+        self._books.let_waiters_go()
         if not self._closing:
             self._background.spawn(self._recover())
 
@@ -384,8 +313,7 @@ class ModelManager:
         await self._leases.ended(RECOVERY_DRAIN_S)
         await self._runner.end_all(self.scheduler.policy.stop_grace_s)
         self._reporter.report_reset(self._loop.fault or "")
-        self._read_ahead.load_ended()
-        self._measured_bytes.clear()
+        self._books.begin_anew()
         self._roster.clear()
         self._preloads.forget()
         self._loop.begin_anew()

@@ -1,4 +1,4 @@
-"""Carries out the scheduler's commands on real engines, one task each, and tells the manager how they ended."""
+"""Carries out the scheduler's commands on real engines, one task each, and tells how they ended."""
 
 from __future__ import annotations
 
