@@ -100,8 +100,11 @@ def make_chat(folder: Path, size_bytes: int) -> MadeModel:
     return MadeModel(folder, weights_bytes, layers, shape.kv_heads, shape.head_dim)
 
 
-def make_embedder(folder: Path, hidden: int = 768, layers: int = 12) -> MadeModel:
-    """A BERT with mean pooling, of sentence-transformers' layout; the size of bge-base as it is. Raises OSError."""
+def make_embedder(folder: Path, hidden: int = 768, layers: int = 12, dtype: str = "bfloat16") -> MadeModel:
+    """A BERT with mean pooling, of sentence-transformers' layout; the size of bge-base as it is. Raises OSError.
+
+    `dtype` is what it is to be loaded as; the file's weights are bfloat16.
+    """
     folder.mkdir(parents=True)
     vocabulary = _write_word_tokenizer(folder)
     heads = hidden // 64
@@ -118,8 +121,8 @@ def make_embedder(folder: Path, hidden: int = 768, layers: int = 12) -> MadeMode
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
         "pad_token_id": 0,
-        "dtype": "bfloat16",
-        "torch_dtype": "bfloat16",
+        "dtype": dtype,
+        "torch_dtype": dtype,
     }
     _write_json(folder / "config.json", config)
     modules = [

@@ -111,6 +111,7 @@ async def measure(options: Options, report: Report, gpu: nvml.Gpu) -> None:
         await measure_limits(bench)
         if TRANSFORMERS in bench.factories:
             await measure_embedder(bench)
+            await measure_precision(bench)
         if VLLM in bench.factories:
             await measure_chat(bench, sizes_that_fit(options.sizes_gb, gpu, folder, report))
 
@@ -203,6 +204,37 @@ async def measure_embedder(bench: Bench) -> None:
         await _gpu_parts.life(subject, bench.report, bench.limits)
 
     await bench.part(Part("the life of an embedding model", 15, 90, work))
+
+
+async def measure_precision(bench: Bench) -> None:
+    """What the first load of a model of 32 bits makes of it, and how much longer it takes than later ones."""
+    from bench import _gpu_models
+    from bench._gpu_client import embed_s
+    from bench._gpu_parts import Subject, running
+    from models.types import ModelSpec, Task
+
+    async def work() -> None:
+        label = f"{EMBEDDER}-float32"
+        made = await asyncio.to_thread(_gpu_models.make_embedder, bench.folder / label, dtype="float32")
+        spec = ModelSpec(
+            id=f"bench/{label}",
+            path=made.path,
+            task=Task.EMBED,
+            engine=TRANSFORMERS,
+            architecture="BertModel",
+            weights_bytes=made.weights_bytes,
+            fingerprint=label,
+        )
+        subject = Subject(label, bench.factories[TRANSFORMERS], spec, embed_s)
+        ready_s: list[float] = []
+        for _ in range(2):
+            async with running(subject, ready_s) as engine:
+                await embed_s(engine.endpoint, spec.id)
+        reason = subject.factory.reasons(spec)[0]
+        for what, value, key in (("first", ready_s[0], "first_load_s"), ("second", ready_s[1], "load_s")):
+            bench.report.add(label, f"{what} load", value, "s", reason, subject.key(key))
+
+    await bench.part(Part("the precision of an embedding model", 20, 120, work))
 
 
 async def measure_chat(bench: Bench, sizes_gb: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,13 @@ async def test_made_models_live_on_the_real_engines_and_answer_together(
     monkeypatch.setattr(_gpu_client, "TEXTS", ["one text", "and another"])
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(driver=False))
     chat = _gpu_models.make_chat(tmp_path / "chat", TINY_BYTES)
-    embedder = _gpu_models.make_embedder(tmp_path / "embedder", hidden=64, layers=1)
+    make_small = partial(_gpu_models.make_embedder, hidden=64, layers=1)
+    monkeypatch.setattr(_gpu_models, "make_embedder", make_small)
+    embedder = make_small(tmp_path / "embedder")
     report = Report()
     with engine_folders(kv_cache_bytes=KV_BYTES) as context:
-        factories = VllmFactory(context), TransformersFactory(context)
+        quick = replace(context, engine_args={"backend": "torch"})  # nothing to be compared
+        factories = VllmFactory(context), TransformersFactory(quick)
         try:
             for factory in factories:
                 await factory.start()
@@ -160,13 +164,22 @@ async def test_made_models_live_on_the_real_engines_and_answer_together(
             embedding = Subject("embedder", factories[1], embedder_spec, embed_s)
             await _gpu_parts.life(embedding, report, FAST)
             await _gpu_parts.together(talking, embedding, report)
+            bench = gpu.Bench(gpu.parse([]), report, TimeBudget(100), FAST, tmp_path, {"transformers": factories[1]})
+            await gpu.measure_precision(bench)
         finally:
             for factory in factories:
                 await factory.close()
     assert report.failed == []
-    assert {"cold_s_embedder", "swap_s_embedder", "tokens_s_alone", "tokens_s_beside", "texts_s_beside"} <= set(
-        report.figures
-    )
+    assert report.rows[-1][0].startswith("embedder-float32: second load")
+    assert report.rows[-1][3].startswith("loaded as float32")
+    assert {
+        "cold_s_embedder",
+        "load_s_embedder-float32",
+        "swap_s_embedder",
+        "tokens_s_alone",
+        "tokens_s_beside",
+        "texts_s_beside",
+    } <= set(report.figures)
     assert all(isinstance(value, float) and value > 0 for value in report.figures.values())
 
 
