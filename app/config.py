@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -17,7 +28,16 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from app.config_source import ENV_PREFIX, ConfigError, ConfigFile, check_environment, explain, read_config_file
+from app.config_source import (
+    CONFIG_NAME,
+    ENV_PREFIX,
+    ConfigError,
+    ConfigFile,
+    check_environment,
+    explain,
+    explain_json,
+    read_config_file,
+)
 from app.engine_config import EngineConfig
 from engines.base import Declaration
 from models.fetching.address import Address, Configured
@@ -26,7 +46,6 @@ from models.types import ModelOverrides, Task
 
 __all__ = ["ConfigError", "EngineConfig", "ModelConfig", "Settings", "load_settings"]
 
-CONFIG_NAME = "roundhouse.yaml"
 KEY_FORM = re.compile(r"[\x21-\x7e]{8,512}")  # what fits a header without quoting, and cannot be guessed in an hour
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,6 +77,16 @@ class ModelConfig(BaseModel):
     """What drafts tokens: `off`, `ngram`, or the id or folder of a draft; left out: what the model brings."""
     source: str | None = None
     """`s3://bucket/prefix` of a LoRA adapter that is not in the models folder; it is fetched into the state folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: object) -> object:
+        return {} if value is None else without_empty(value)
+
+    @field_validator("aliases", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return split_commas(value)
 
     @field_validator("source", mode="after")
     @classmethod
@@ -178,10 +207,21 @@ class Settings(BaseSettings):
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: object) -> object:
+        return without_empty(value)
+
+    @field_validator("engines", mode="before")
+    @classmethod
+    def _empty_engine(cls, value: object) -> object:
+        """As of a model: an entry that says nothing."""
+        return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
     @field_validator("api_keys", "allowed_hosts", "cors_origins", "preload", "default_model", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return split_commas(value)
 
     @field_validator("api_key", "api_keys", mode="after")
     @classmethod
@@ -250,6 +290,15 @@ class Settings(BaseSettings):
         return {model_id: config.overrides() for model_id, config in self.models.items()}
 
 
+def without_empty(value: object) -> object:
+    """A mapping without the keys of which nothing is said, as where all that stood below one is commented out."""
+    return {name: entry for name, entry in value.items() if entry is not None} if isinstance(value, dict) else value
+
+
+def split_commas(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 def check_key(key: str) -> None:
     if not KEY_FORM.fullmatch(key):
         raise ValueError("an API key must be 8 to 512 printable ASCII characters without spaces")
@@ -291,10 +340,10 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         path = config_path(_Places(**{name: given[name] for name in ("models_dir", "config") if name in given}))
         file = read_config_file(path) if path else None
         settings = Settings(**{**(file.values if file else {}), **EnvSettingsSource(Settings)(), **given})
-    except (ValidationError, SettingsError) as error:
-        raise ConfigError(
-            explain(error, file, known_keys(), given) if isinstance(error, ValidationError) else str(error)
-        ) from None
+    except ValidationError as error:
+        raise ConfigError(explain(error, file, known_keys(), given)) from None
+    except SettingsError as error:
+        raise ConfigError(explain_json(error, Settings.model_fields)) from None
     settings.keys()
     settings._given.update(given)
     return settings
@@ -310,8 +359,17 @@ class _Places(BaseSettings):
 
 
 def config_path(places: _Places | Settings) -> Path | None:
-    """The configuration file in use; None where none was named and none lies in the models folder."""
+    """The configuration file in use; None where none was named and none lies in the models folder.
+
+    Raises ConfigError where this user may not look into that folder.
+    """
     if places.config:
         return places.config.expanduser()
-    path = places.models_dir.expanduser() / CONFIG_NAME
-    return path if path.is_file() else None
+    folder = places.models_dir.expanduser()
+    try:
+        return folder / CONFIG_NAME if (folder / CONFIG_NAME).is_file() else None
+    except OSError as error:
+        raise ConfigError(
+            f"The models folder {folder} cannot be read: {error.strerror}. Let user {os.getuid()} read it, as by "
+            f"`chmod -R a+rX {folder}`, or set ROUNDHOUSE_MODELS_DIR."
+        ) from error

@@ -12,9 +12,18 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+CONFIG_NAME = "roundhouse.yaml"
 ENV_PREFIX = "ROUNDHOUSE_"
 MAX_FILE_BYTES = 1 << 20  # a configuration larger than this is a mistake (a weights file, say), not a configuration
 NEAR = 0.85  # an unknown environment variable this close to a setting's name is taken for a typing error
+DEEPEST = 4  # keys in each other that errors name, as in models.ID.engine_args.NAME; aliases may form cycles
+FORMS = {  # what a value must be, by the type of pydantic's error, which speaks of Python
+    "tuple_type": "must be a list, like [a, b]",
+    "dict_type": "must be a mapping, like `name: value`",
+    "model_type": "must be a mapping, like `name: value`",
+    "byte_size": "must be a size, like 8GiB",
+    "byte_size_unit": "must be a size, like 8GiB",
+}
 
 Location = tuple[str | int, ...]
 
@@ -51,24 +60,30 @@ def read_config_file(path: Path) -> ConfigFile:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"The configuration file {path} is not valid YAML: {error}") from error
+        what = str(error).replace('in "<unicode string>", ', "")
+        raise ConfigError(f"The configuration file {path} is not valid YAML: {what}") from error
     if values is None:
         return ConfigFile(path)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"The configuration file {path} must be a mapping of settings, like `port: 8000`.")
     lines: dict[Location, int] = {}
-    _collect_lines(node, (), lines)
+    twice: list[str] = []
+    _collect_lines(node, (), lines, twice)
+    if twice:  # YAML's readers take the last one, and what stood under the others would be lost without a word
+        raise ConfigError("\n".join(f"{path}, {each}" for each in twice))
     return ConfigFile(path, values, lines)
 
 
-def _collect_lines(node: yaml.Node | None, loc: Location, lines: dict[Location, int]) -> None:
+def _collect_lines(node: yaml.Node | None, loc: Location, lines: dict[Location, int], twice: list[str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            inner = (*loc, str(key.value))
-            if inner in lines:  # aliases may form cycles
-                continue
-            lines[inner] = key.start_mark.line + 1
-            _collect_lines(value, inner, lines)
+            inner, line = (*loc, str(key.value)), key.start_mark.line + 1
+            if first := lines.get(inner):
+                name = ".".join(map(str, inner))
+                twice.append(f"line {line}: {name!r} is on line {first} already; put all that belongs to it there")
+            lines[inner] = line
+            if len(inner) < DEEPEST:
+                _collect_lines(value, inner, lines, twice)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines.setdefault((*loc, index), value.start_mark.line + 1)
@@ -112,13 +127,20 @@ def _explain_one(
     name = ".".join(str(part) for part in loc)
     where = where_of(loc)
     if item["type"] != "extra_forbidden":
-        message = str(item["msg"]).removeprefix("Value error, ")
+        message = FORMS.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
         return f"{where}: {name or 'settings'}: {message}{_shown(loc, item.get('input'))}"
     level = "" if len(loc) == 1 else f"{loc[0]}.*"
     known = known_at.get(level, ())
     near = nearest(str(loc[-1]), known)
     hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(sorted(known))}."
     return f"{where}: unknown key {name!r}; {hint}"
+
+
+def explain_json(error: Exception, known: Iterable[str]) -> str:
+    """Of the error that pydantic-settings raises where a variable that has to hold JSON does not."""
+    name = next((name for name in known if f'"{name}"' in str(error)), "")
+    variable = ENV_PREFIX + name.upper()
+    return f"environment variable {variable}: {name}: must be JSON ({error.__cause__}), or stand in {CONFIG_NAME}"
 
 
 def _shown(loc: Location, value: object) -> str:

@@ -60,10 +60,10 @@ class ConfigReloader:
 
 
 def signature(settings: Settings) -> Signature:
-    path = config_path(settings)
     try:
+        path = config_path(settings)
         status = path.stat() if path else None
-    except OSError:
+    except (ConfigError, OSError):
         return None
     return (path, status.st_ino, status.st_size, status.st_mtime_ns) if path and status else None
 

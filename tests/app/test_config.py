@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from app.cli_client import default_url
 from app.config import ConfigError, Settings, load_settings
 from app.main import _context_for
 from app.memory import Device
 from app.reload import ConfigReloader
-from models.types import Task
+from models.types import ModelOverrides, Task
 from tests.app.serving import serving
 from utils.logging import logger
 
@@ -72,6 +73,18 @@ def test_models_are_configured_by_id(config_file: Path) -> None:
     assert settings.engines["vllm"].args == {"enforce_eager": True}
 
 
+def test_what_is_empty_is_the_default_and_one_alias_needs_no_list(config_file: Path) -> None:
+    config_file.write_text(
+        "port:\nmodels:\n  a:\n  b:\n    pinned:\n    aliases: gpt-4o\n    engine_args: {x: null}\nengines: {vllm: }\n"
+    )
+    settings = load_settings()
+    assert (settings.port, settings.engines["vllm"].args) == (8000, {})
+    assert settings.overrides()["a"] == ModelOverrides()
+    assert settings.overrides()["b"] == ModelOverrides(aliases=("gpt-4o",), engine_args={"x": None})
+    config_file.write_text("models:\n  # a: {pinned: true}\n")
+    assert load_settings().models == {}
+
+
 def test_unknown_keys_are_errors_that_name_the_nearest_key_and_the_line(config_file: Path) -> None:
     message = error_of(
         "port: 1\nresidancy: one\nmodels:\n  a:\n    pined: true\nengines:\n  v: {arg: {}}\n", config_file
@@ -99,6 +112,11 @@ def test_unknown_keys_are_errors_that_name_the_nearest_key_and_the_line(config_f
         ("engines: {box: {kind: openai, url: 'http://gpü'}}", "is no URL of such a server"),
         ("engines: {box: {kind: openai, urls: ['http://gpu0', 'http://gpu0/v1/']}}", "names a server twice"),
         ("port: !!python/object/apply:os.system [id]", "not valid YAML"),
+        ("models: {a: {aliases: 5}}", "line 1: models.a.aliases: must be a list, like [a, b]"),
+        ("models: {a: 5}", "line 1: models.a: must be a mapping"),
+        ("kv_cache_bytes: 8 gigs", "must be a size, like 8GiB"),
+        ("models:\n  a: {pinned: true}\nport: 1\nmodels:\n  b: {}", "line 4: 'models' is on line 1 already"),
+        ("models: {a: &a {x: *a}}", "unknown key 'models.a.x'"),
     ],
 )
 def test_wrong_values_are_errors_that_name_key_and_line(config_file: Path, text: str, expected: str) -> None:
@@ -114,6 +132,17 @@ def test_a_wrong_value_is_told_with_where_it_was_given(config_file: Path, monkey
     monkeypatch.setenv("ROUNDHOUSE_PORT", "99999")
     with pytest.raises(ConfigError, match=r"^environment variable ROUNDHOUSE_PORT: port: Input should be less"):
         load_settings()
+    monkeypatch.setenv("ROUNDHOUSE_PORT", "1")
+    monkeypatch.setenv("ROUNDHOUSE_MODELS", "{a")
+    with pytest.raises(ConfigError, match=r"^environment variable ROUNDHOUSE_MODELS: models: must be JSON"):
+        load_settings()
+
+
+def test_a_models_folder_that_cannot_be_looked_into_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUNDHOUSE_MODELS_DIR", "x" * 300)  # permissions do not hold root back, this does
+    with pytest.raises(ConfigError, match=r"models folder x+ cannot be read: .* ROUNDHOUSE_MODELS_DIR"):
+        load_settings()
+    assert default_url() == "http://127.0.0.1:8000"
 
 
 def test_a_mistyped_variable_is_an_error_and_an_unrelated_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
