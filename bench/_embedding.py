@@ -98,6 +98,11 @@ class InProcess:
         """Texts/s in one call of `encode`."""
         return self._pool.submit(_rate, self._model, dtype, list(given), batch).result()
 
+    def most(self, given: Sequence[str]) -> float:
+        """Texts/s if all else took no time: the model's matrix products alone, in float32, without any padding, at the
+        highest rate that ONNX Runtime's have here. No library that computes in float32 can be faster."""
+        return self._pool.submit(_most, self._model, list(given)).result()
+
     def best_batch(self, dtype: str, given: Sequence[str]) -> int:
         """The batch size of the highest rate."""
         self.rate(dtype, given[: BATCHES[0]], BATCHES[0])  # its first pass is slower
@@ -129,3 +134,39 @@ def _rate(path: str, dtype: str, given: list[str], batch: int) -> float:
     began = time.monotonic()
     model.encode(given, batch_size=batch, show_progress_bar=False)
     return len(given) / (time.monotonic() - began)
+
+
+def _most(path: str, given: list[str]) -> float:
+    from torch.nn import Linear
+
+    model: Any = _loaded(path, "float32")
+    transformer, tokenizer = model[0].model, model[0].tokenizer
+    named = [(name, layer) for name, layer in transformer.named_modules() if isinstance(layer, Linear)]
+    layers = [layer for name, layer in named if "pooler" not in name]
+    per_token = sum(2 * layer.in_features * layer.out_features for layer in layers)
+    attention = 4 * transformer.config.hidden_size * transformer.config.num_hidden_layers  # of each pair of tokens
+    counts = [len(ids) for ids in tokenizer(given)["input_ids"]]
+    operations = sum(count * per_token + count**2 * attention for count in counts)
+    shapes = {(layer.in_features, layer.out_features) for layer in layers}
+    return len(given) * max(_operations_per_s(*shape) for shape in shapes) / operations
+
+
+def _operations_per_s(inputs: int, outputs: int, rows: int = 1024, rounds: int = 20) -> float:
+    """Of the fastest of so many products of [rows, inputs] and [inputs, outputs], on all cores."""
+    import onnxruntime  # type: ignore[import-untyped]
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.ones((inputs, outputs), np.float32), "weights")
+    given = helper.make_tensor_value_info("given", TensorProto.FLOAT, [rows, inputs])
+    product = helper.make_tensor_value_info("product", TensorProto.FLOAT, [rows, outputs])
+    node = helper.make_node("MatMul", ["given", "weights"], ["product"])
+    graph = helper.make_graph([node], "product", [given], [product], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    features = {"given": np.ones((rows, inputs), np.float32)}
+    took: list[float] = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        session.run(None, features)
+        took.append(time.perf_counter() - began)
+    return 2 * rows * inputs * outputs / min(took)
