@@ -148,7 +148,7 @@ def _most(path: str, given: list[str]) -> float:
     counts = [len(ids) for ids in tokenizer(given)["input_ids"]]
     operations = sum(count * per_token + count**2 * attention for count in counts)
     shapes = {(layer.in_features, layer.out_features) for layer in layers}
-    return len(given) * max(_operations_per_s(*shape) for shape in shapes) / operations
+    return float(len(given) * max(_operations_per_s(*shape) for shape in shapes) / operations)
 
 
 def _operations_per_s(inputs: int, outputs: int, rows: int = 1024, rounds: int = 20) -> float:

@@ -16,7 +16,7 @@ All with all-MiniLM-L6-v2 and texts of 5 to 60 words, asked for as OpenAI's clie
 four loads; `of_in_process=` texts/s of one request over those of `encode`; `latency_ratio=` a query's median beside
 bulk over that alone; `beside_chat=` texts/s beside chat over those alone, `chat_beside=` chat's tokens/s likewise;
 `memory_ratio=` the engines' memory after over before. Besides: `max_error=`, the largest difference of a number of a
-vector; `least_cosine=`; `most_in_float32=`, texts/s that float32's matrix products alone would allow, over Infinity's in
+vector; `least_cosine=`; `most_in_float32=`, texts/s that its matrix products alone would allow, over Infinity's in
 one request; `peak_mib=`, the most that an engine or the router grew by meanwhile.
 """
 
