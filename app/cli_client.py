@@ -70,8 +70,8 @@ def default_key(environ: Mapping[str, str] | None = None) -> str | None:
 
 def _configured_address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Host and port of the configuration file, read only where there is one: pydantic costs 0.2 s."""
-    models_dir = Path(environ.get("ROUNDHOUSE_MODELS_DIR") or "models-data")
-    if environ.get("ROUNDHOUSE_CONFIG") or os.path.isfile(models_dir / "roundhouse.yaml"):  # False where it may not look
+    file = Path(environ.get("ROUNDHOUSE_MODELS_DIR") or "models-data") / "roundhouse.yaml"
+    if environ.get("ROUNDHOUSE_CONFIG") or os.path.isfile(file):  # also where we may not look, unlike Path's
         from app.config import ConfigError, load_settings
 
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,7 +61,7 @@ def serve(settings: Settings) -> int:
     keys = KeyRing(settings.keys())
     check_bind(settings.host, keys, settings.allow_anonymous)
     with bind(settings) as listener:
-        run_dir = RunDir()
+        run_dir = _run_dir()
         try:
             host, port = listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
@@ -152,14 +153,24 @@ def _gate(settings: Settings, state: AppState, lifecycle: Lifecycle, upstreams: 
     )
 
 
+def _run_dir() -> RunDir:
+    try:
+        return RunDir()
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+        raise ConfigError(f"No folder for sockets can be made ({why}). Make room there, or set TMPDIR.") from error
+
+
 def _make_folders(settings: Settings) -> None:
+    """Raises ConfigError where one cannot be made, or written to: no engine would start."""
+    hint = f"Let user {os.getuid()} write to {settings.state_dir}, or set ROUNDHOUSE_STATE_DIR"
     for folder in (settings.state_dir, settings.state_dir / "logs", settings.state_dir / "cache"):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"The state folder {folder} cannot be made: {error}. Set ROUNDHOUSE_STATE_DIR."
-            ) from error
+            raise ConfigError(f"The state folder {folder} cannot be made: {error.strerror}. {hint}.") from error
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError(f"The state folder {folder} cannot be written to. {hint}.")
 
 
 def _device(settings: Settings) -> Device:

@@ -19,7 +19,7 @@ from utils.logging import logger
 
 BACKLOG = 2048
 LAST_BYTES_S = 3  # for answers that are written but not sent yet when everything else has ended
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when its terminal closes
 
 
 class DrainingServer(uvicorn.Server):
@@ -34,12 +34,13 @@ class DrainingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own would raise the signal again at the end, so that the exit code is not 0."""
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+        for number in numbers:
             loop.add_signal_handler(number, self.stop)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
     def stop(self) -> None:

@@ -64,8 +64,18 @@ def test_the_process_is_small_imports_no_framework_and_ends_with_0(tmp_path: Pat
         assert resident_kib < 150 * 1024
         maps = Path(f"/proc/{running.pid}/maps").read_text()
         assert not any(f"/{name}/" in maps for name in HEAVY)
-        running.send_signal(signal.SIGTERM)
+        running.send_signal(signal.SIGHUP)  # as when its terminal closes; TERM is sent by the tests of faults
         assert running.wait(STOP_S) == 0
+
+
+def test_folders_that_cannot_be_made_are_told_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with process(tmp_path, ROUNDHOUSE_PORT="0", ROUNDHOUSE_STATE_DIR=str(tmp_path / "file" / "state")) as running:
+        error = running.communicate(timeout=START_S)[1]
+    assert running.returncode == 2
+    assert "Let user" in error
+    assert "ROUNDHOUSE_STATE_DIR" in error
+    assert "Traceback" not in error
 
 
 def test_importing_the_app_imports_no_framework() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import httpx
 import pytest
@@ -56,6 +57,15 @@ async def test_a_second_signal_hurries() -> None:
         served.server.stop()
         await asyncio.wait_for(running, WAIT_S)
         await asyncio.wait_for(served.task, WAIT_S)
+
+
+async def test_a_terminal_may_close_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with serving():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_a_background_task_that_failed_does_not_keep_the_engines_from_being_ended(
