@@ -15,6 +15,8 @@ URL_FORMS = {
     "openai": re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?"),
     "triton": re.compile(r"(https?|grpcs?)://[^\s/?#@]+/?"),
 }
+OPENAI_PATH = "/v1"
+CHAT_ROUTE = "/chat/completions"
 CLASS_FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 VARIABLE_FORM = re.compile(r"[A-Za-z_]\w*")
 
@@ -86,7 +88,9 @@ class EngineConfig(BaseModel):
                 example = "http://127.0.0.1:8000/v1" if kind == "openai" else "grpc://127.0.0.1:8001"
                 shown = url if "@" not in url else "…@" + url.rpartition("@")[2]  # /health shows this text to everybody
                 raise ValueError(f"{shown!r} is no URL of such a server; write it like {example}, without credentials")
-        if len({url.rstrip("/").removesuffix("/v1") for url in given}) < len(given):
+            if url.rstrip("/").endswith(CHAT_ROUTE):
+                raise ValueError(f"{url!r} is one route of such a server; leave out {CHAT_ROUTE}")
+        if len(set(self._bases())) < len(given):
             raise ValueError("`urls` names a server twice")
 
     @field_validator("class_", mode="after")
@@ -120,10 +124,18 @@ class EngineConfig(BaseModel):
     def _urls(self) -> tuple[str, ...]:
         return (self.url,) if self.url else self.urls
 
+    def _bases(self) -> tuple[str, ...]:
+        """What stands before the routes: of OpenAI's API, all before `/chat/completions`, as its clients take it.
+
+        A URL that names no path at all, not even `/`, is one of a server whose API is in the usual place.
+        """
+        implied = OPENAI_PATH if self.kind == "openai" else ""
+        return tuple(url.rstrip("/") if urlsplit(url).path else url + implied for url in self._urls())
+
     def declaration(self, *, allow_install: bool, install_timeout_s: float) -> Declaration:
         return Declaration(
             kind=self.kind,
-            urls=tuple(url.rstrip("/") for url in self._urls()),
+            urls=self._bases(),
             api_key_env=self.api_key_env,
             models=self.models,
             prefix=self.prefix,

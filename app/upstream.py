@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S = 3.0  # vLLM closes idle connections after 5 s; ours must go first
 LARGE_BODY_BYTES = 1 << 20  # beyond this, aiohttp wants a file-like object rather than bytes
 READ_BUFFER_BYTES = 1 << 16
+API = "/v1"  # in the routes
 
 NEVER_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # no byte of the request left us
 # An engine that cannot be reached, or that closed the connection before its answer's end.
@@ -56,7 +57,7 @@ class Upstream:
         """
         url = self._urls.get(path)
         if url is None:
-            url = URL(self.endpoint.base_url.rstrip("/") + path, encoded=True)
+            url = self._url(path)
             if known:
                 self._urls[path] = url
         data = body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body)
@@ -64,8 +65,12 @@ class Upstream:
 
     async def get(self, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """As `post`."""
-        url = URL(self.endpoint.base_url.rstrip("/") + path, encoded=True)
-        return await self._session.get(url, headers=headers, allow_redirects=False)
+        return await self._session.get(self._url(path), headers=headers, allow_redirects=False)
+
+    def _url(self, path: str) -> URL:
+        if path.startswith(API + "/"):
+            path = self.endpoint.api_path + path.removeprefix(API)
+        return URL(self.endpoint.base_url + path, encoded=True)
 
     async def close(self) -> None:
         await self._session.close()
@@ -78,12 +83,12 @@ class Upstreams:
         # `connect`: looking the name up and TLS included.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=idle_timeout_s)
         self._connect_timeout_s = connect_timeout_s
-        self._pools: dict[tuple[object, str], Upstream] = {}
+        self._pools: dict[tuple[object, str, str], Upstream] = {}
         self._channels: dict[str, KServeChannel] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def get(self, endpoint: Endpoint) -> Upstream:
-        key = (endpoint.uds, endpoint.base_url)
+        key = (endpoint.uds, endpoint.base_url, endpoint.api_path)
         pool = self._pools.get(key)
         if pool is None:
             self._forget_gone()

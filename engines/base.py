@@ -50,6 +50,7 @@ class Endpoint:
 
     uds: Path | None = None
     base_url: str = "http://engine"  # or "grpc://host:port", for routes that are forwarded by gRPC
+    api_path: str = "/v1"  # what the server has in place of the routes' /v1; "" where `base_url` ends with it
     headers: Mapping[str, str] = field(default_factory=dict)
     last_words: tuple[bytes, ...] = ()
     model: str | None = None  # what the server calls the model; None: its id
@@ -83,7 +84,7 @@ class Declaration:
     """
 
     kind: str | None = None  # "openai" or "triton": a server elsewhere
-    urls: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()  # without a `/` at the end; of `openai` what stands before /chat/completions
     api_key_env: str | None = None  # the environment variable that holds its key
     models: Mapping[str, str] = field(default_factory=dict)  # our id → the server's name; empty: all that it lists
     prefix: str = ""  # before the ids of the models that it lists

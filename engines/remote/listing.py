@@ -1,4 +1,4 @@
-"""What servers elsewhere say that they have (`GET /v1/models`), and the last of it, kept for when they are down."""
+"""What servers elsewhere say that they have (`GET …/models`), and the last of it, kept for when they are down."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -24,6 +25,8 @@ MAX_BYTES = 8 << 20
 MAX_MODELS = 5000  # one more, and it is no list of models
 MAX_NAME = 512
 SERVED = frozenset({Task.CHAT, Task.COMPLETION, Task.EMBED, Task.RERANK, Task.CLASSIFY})
+
+AT_ROOT = " (with a url that names no path, not even /, it is asked at /v1)"
 
 Listed = dict[str, "Listing"]  # by the server's name of a model
 
@@ -43,20 +46,23 @@ class Listing:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> Listed:
-    """The models of the server at `url`. Raises NoList; takes a few seconds at most."""
+    """The models of the server whose API is at `url`. Raises NoList; takes a few seconds at most."""
+    path = urlsplit(url).path
+    what = f"GET {path}/models"
     try:
         async with (
             asyncio.timeout(ANSWER_TIMEOUT_S),
-            session.get(f"{url}/v1/models", headers=headers, allow_redirects=False) as answer,
+            session.get(f"{url}/models", headers=headers, allow_redirects=False) as answer,
         ):
             if answer.status != 200:
-                raise NoList(f"GET /v1/models was answered with status {answer.status}")
-            raw = await _read(answer)
+                raise NoList(f"status {answer.status}{'' if path else AT_ROOT}")
+            return parse(await _read(answer))
+    except NoList as error:
+        raise NoList(f"{what} was answered with {error}") from None
     except TimeoutError:
-        raise NoList(f"GET /v1/models had no answer within {ANSWER_TIMEOUT_S:g} s") from None
+        raise NoList(f"{what} had no answer within {ANSWER_TIMEOUT_S:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NoList(f"GET /v1/models: {error}") from None
-    return parse(raw)
+        raise NoList(f"{what}: {error}") from None
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
@@ -64,21 +70,21 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
     async for chunk in answer.content.iter_any():
         raw += chunk
         if len(raw) > MAX_BYTES:
-            raise NoList(f"GET /v1/models was answered with more than {MAX_BYTES >> 20} MiB")
+            raise NoList(f"more than {MAX_BYTES >> 20} MiB")
     return bytes(raw)
 
 
 def parse(raw: bytes) -> Listed:
-    """Raises NoList. Models that only that server's own routes or people could use are left out."""
+    """Raises NoList, which says what is there instead. Models that only that server could use are left out."""
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise NoList("GET /v1/models was answered with no JSON") from None
+        raise NoList("no JSON") from None
     entries = document.get("data") if isinstance(document, dict) else document
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise NoList('GET /v1/models was answered with no list of models: {"data": [{"id": …}, …]} is wanted')
+        raise NoList('no list of models: {"data": [{"id": …}, …]} is wanted')
     if len(entries) > MAX_MODELS:
-        raise NoList(f"GET /v1/models was answered with more than {MAX_MODELS} models")
+        raise NoList(f"more than {MAX_MODELS} models")
     return {entry["id"]: listing for entry in entries if (listing := _listing(entry)) is not None}
 
 

@@ -87,7 +87,8 @@ class OpenAIFactory(RemoteFactory):
         name, among = (model.name, model.servers) if model else (model_id, self._servers.all)
         server = self._servers.choose(among)
         return Endpoint(
-            base_url=_base(server.url),
+            base_url=server.url.removesuffix(API),
+            api_path=API if server.url.endswith(API) else "",
             headers=self._headers,
             model=name,
             ends_with_us=False,
@@ -104,7 +105,7 @@ class OpenAIFactory(RemoteFactory):
         assert self._session is not None
         while True:
             try:
-                self._take(server, await ask(self._session, _base(server.url), self._headers))
+                self._take(server, await ask(self._session, server.url, self._headers))
             except NoList as error:
                 self._asked(server, str(error))
             except Exception:  # the top of a task: it must go on asking
@@ -149,7 +150,7 @@ class OpenAIFactory(RemoteFactory):
         if listing is None:
             listing, how = Listing(task_by_name(model.name), False), "the configuration names it"
         else:
-            how = "GET /v1/models lists it"
+            how = "it lists it"
         by = "as it says itself" if listing.task_told else "by its name; set `task` for it where that is wrong"
         return ModelSpec(
             id=model_id,
@@ -165,10 +166,6 @@ class OpenAIFactory(RemoteFactory):
 
     def _hosts(self, servers: Sequence[Server]) -> str:
         return ", ".join(server.host for server in servers)
-
-
-def _base(url: str) -> str:
-    return url.removesuffix(API)
 
 
 def create_factory(context: EngineContext) -> OpenAIFactory:

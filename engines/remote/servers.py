@@ -13,14 +13,17 @@ from typing import Any
 from engines.base import Declaration, EngineUnavailable
 from engines.remote.breaker import Breaker, CircuitState, Clock, choose
 
-API = "/v1"  # stands in the routes; in a configured URL it says the same again
+API = "/v1"  # where the API is at most servers; beside it are the routes that do not begin with it
 TRIAL_RETRY_S = 1.0  # for those who come while the one trial is under way
 KEY_RETRY_S = 60.0  # the environment of a running process does not change; its operator may start it anew
 
 
 @dataclass(eq=False, slots=True)
 class Server:
-    """One of them. `url` is as configured; `asked_error` why it could not be asked what it has, the last time."""
+    """One of them. `url`: what stands before its routes.
+
+    `asked_error`: why it could not be asked what it has, the last time.
+    """
 
     url: str
     breaker: Breaker

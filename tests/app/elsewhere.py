@@ -43,7 +43,8 @@ class Elsewhere:
     endless: bool = False
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
-    listed: int = 0  # how often it was asked for its models
+    listed: int = 0  # how often it was asked for its models …
+    listed_at: set[str] = field(default_factory=set)  # … and at which paths
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
@@ -56,6 +57,11 @@ class Elsewhere:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def api(self) -> str:
+        """What stands before `/chat/completions`, where it is in the usual place."""
+        return f"{self.url}/v1"
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=HEADER_LIMIT)
@@ -87,8 +93,9 @@ class Elsewhere:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         path = head[0].split()[1]
-        if path == "/v1/models":
+        if path.endswith("/models"):
             self.listed += 1
+            self.listed_at.add(path)
             writer.write(self._list())
             return
         self.asked.append(Asked(path, headers, body))

@@ -111,6 +111,7 @@ def test_unknown_keys_are_errors_that_name_the_nearest_key_and_the_line(config_f
         ("engines: {box: {kind: openai, url: 'http://gpu0:99999/v1'}}", "is no URL of such a server"),
         ("engines: {box: {kind: openai, url: 'http://gpü'}}", "is no URL of such a server"),
         ("engines: {box: {kind: openai, urls: ['http://gpu0', 'http://gpu0/v1/']}}", "names a server twice"),
+        ("engines: {box: {kind: openai, url: 'http://gpu0/v1/chat/completions'}}", "leave out /chat/completions"),
         ("port: !!python/object/apply:os.system [id]", "not valid YAML"),
         ("models: {a: {aliases: 5}}", "line 1: models.a.aliases: must be a list, like [a, b]"),
         ("models: {a: 5}", "line 1: models.a: must be a mapping"),

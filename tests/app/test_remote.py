@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.engine_config import EngineConfig
 from engines.base import Declaration
 from tests.app.elsewhere import CHAT, EVENT, Elsewhere, elsewhere, http, stream
 from tests.app.serving import Served, serving
@@ -29,7 +30,7 @@ async def remote(
     *servers: Elsewhere, breaker_open_s: float = OPEN_S, declared: dict[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[Served]:
     """An app with the models of `servers` under the prefix box/, beside its own."""
-    urls = tuple(server.url for server in servers)
+    urls = tuple(server.api for server in servers)
     box: dict[str, Any] = {"prefix": "box/", "breaker_failures": FAILURES, "breaker_open_s": breaker_open_s} | (
         declared or {}
     )
@@ -94,6 +95,36 @@ async def test_their_models_are_listed_beside_ours_and_told_apart(served: Served
     assert not listed["org/chatty"]["served_elsewhere"]
     detail = (await served.client.get(f"/v1/models/{FAR}")).json()
     assert any("it is served elsewhere, by 127.0.0.1" in reason for reason in detail["reasons"])
+
+
+# As clients of OpenAI's API take a base URL: what a user configures, and where its server is asked then.
+BASES = {
+    "": "/v1",  # http://gpu-box:8000
+    "/v1/": "/v1",
+    "/": "",  # https://api.perplexity.ai/
+    "/api/v1": "/api/v1",  # https://openrouter.ai/api/v1
+    "/openai/v1/": "/openai/v1",  # https://api.groq.com/openai/v1, https://….openai.azure.com/openai/v1/
+    "/v1beta/openai/": "/v1beta/openai",  # https://generativelanguage.googleapis.com/v1beta/openai/
+    "/inference": "/inference",  # https://models.github.ai/inference
+}
+
+
+async def test_an_api_is_asked_where_the_url_says_and_at_v1_where_it_says_nothing(server: Elsewhere) -> None:
+    declared = {}
+    for number, configured in enumerate(BASES):
+        config = EngineConfig(kind="openai", url=server.url + configured, prefix=f"{number}/")
+        declared[f"box{number}"] = config.declaration(allow_install=False, install_timeout_s=1)
+    async with serving((), elsewhere=declared) as served:
+        for number in range(len(BASES)):
+            assert (await served.chat(f"{number}/demo/chat")).status_code == 200
+        beside = [
+            (await served.post("/tokenize", {"model": f"{number}/demo/chat"})).status_code for number in (1, 4, 5)
+        ]
+    assert beside == [200, 200, 200]
+    *asked, own, gate, literal = [asked.path for asked in server.asked]
+    assert asked == [base + "/chat/completions" for base in BASES.values()]
+    assert server.listed_at == {base + "/models" for base in BASES.values()}
+    assert (own, gate, literal) == ("/tokenize", "/openai/tokenize", "/v1beta/openai/tokenize")
 
 
 async def test_keys_are_not_mixed_up(server: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,13 +383,13 @@ async def test_without_its_key_an_engine_s_models_say_which_variable_is_missing(
 
 async def test_another_roundhouse_serves_its_models_here_and_two_that_list_each_other_repeat_nothing() -> None:
     async with serving() as other:
-        url = f"http://127.0.0.1:{other.port}"
+        url = f"http://127.0.0.1:{other.port}/v1"
         async with serving((), elsewhere={"far": Declaration("openai", (url,), prefix="far/")}) as served:
             ids = {entry["id"]: entry["task"] for entry in (await served.client.get("/v1/models")).json()["data"]}
             assert ids["far/minilm"] == "embed"
             assert ids["far/pirate"] == "chat"
             answer = await served.chat("far/pirate", messages=[])
             assert answer.json() == {"model": "pirate", "messages": []}
-            back = Declaration("openai", (f"http://127.0.0.1:{served.port}",), prefix="back/")
+            back = Declaration("openai", (f"http://127.0.0.1:{served.port}/v1",), prefix="back/")
             async with serving((), elsewhere={"back": back}) as third:
                 assert (await third.client.get("/v1/models")).json()["data"] == []

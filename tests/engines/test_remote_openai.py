@@ -93,7 +93,7 @@ def base_url(factory: OpenAIFactory, model: str) -> str:
 async def test_what_a_server_lists_is_known_as_soon_as_the_factory_has_started(asking: Asking) -> None:
     hints = {"id": "a/cross", "task": "rerank", "max_model_len": 512, "created": 1700000000}
     server = await asking.server(models=[hints, "bge-reranker-v2-m3", "nomic-embed-text", "llama3"])
-    factory, told = await asking.factory(server.url)
+    factory, told = await asking.factory(server.api)
     tasks = {spec.id: spec.task for spec in told.specs.values()}
     assert tasks == {
         "a/cross": Task.RERANK,
@@ -109,7 +109,7 @@ async def test_what_a_server_lists_is_known_as_soon_as_the_factory_has_started(a
 
 async def test_what_appears_and_goes_there_appears_and_goes_here(asking: Asking) -> None:
     server = await asking.server(models=["one", "two"])
-    factory, told = await asking.factory(server.url)
+    factory, told = await asking.factory(server.api)
     gone = told.specs["one"]
     server.models = ["two", "three"]
     await told.until("two", "three")
@@ -118,7 +118,7 @@ async def test_what_appears_and_goes_there_appears_and_goes_here(asking: Asking)
 
 async def test_a_fault_in_taking_models_in_does_not_end_the_asking(asking: Asking) -> None:
     server = await asking.server(models=["a"])
-    factory, told = await asking.factory(server.url)
+    factory, told = await asking.factory(server.api)
     faults = [ValueError("a listener tripped")]
     factory.follow(lambda specs: told(specs) if not faults else _trip(faults))
     server.models = ["a", "b"]
@@ -135,36 +135,29 @@ def _trip(faults: list[ValueError]) -> None:
 
 async def test_a_list_that_says_the_same_again_is_not_told_again(asking: Asking) -> None:
     server = await asking.server(models=[{"id": "one", "created": 1}])
-    _, told = await asking.factory(server.url)
+    _, told = await asking.factory(server.api)
     server.models = [{"id": "one", "created": 2}]  # some say the time of the question
     await asked_again(server)
     assert told.times == 1
 
 
-@pytest.mark.parametrize("ending", ["", "/v1"])
-async def test_the_routes_follow_the_url_with_or_without_its_v1(asking: Asking, ending: str) -> None:
-    server = await asking.server()
-    factory, _ = await asking.factory(server.url + ending)
-    assert base_url(factory, "demo/chat") == server.url
-
-
 async def test_ids_get_the_prefix_and_servers_never_see_it(asking: Asking) -> None:
     server = await asking.server()
-    factory, told = await asking.factory(server.url, prefix="box/")
+    factory, told = await asking.factory(server.api, prefix="box/")
     assert set(told.specs) == {"box/demo/chat"}
     assert factory.endpoint("box/demo/chat").model == "demo/chat"
 
 
 async def test_models_that_are_named_are_known_without_a_list_and_are_the_only_ones(asking: Asking) -> None:
     server = await asking.server(models=http(b"nothing here", 404), port=0)
-    factory, told = await asking.factory(server.url, models={"mine": "their/name"})
+    factory, told = await asking.factory(server.api, models={"mine": "their/name"})
     assert set(told.specs) == {"mine"}
     assert factory.endpoint("mine").model == "their/name"
 
 
 async def test_a_model_is_asked_of_the_servers_that_have_it(asking: Asking) -> None:
     first, second = await asking.server(models=["a", "both"]), await asking.server(models=["b", "both"])
-    factory, told = await asking.factory(first.url, second.url)
+    factory, told = await asking.factory(first.api, second.api)
     await told.until("a", "b", "both")
     assert [base_url(factory, "a"), base_url(factory, "b")] == [first.url, second.url]
     watcher = factory.endpoint("both").watcher
@@ -175,20 +168,20 @@ async def test_a_model_is_asked_of_the_servers_that_have_it(asking: Asking) -> N
 
 async def test_a_server_that_is_down_keeps_what_it_said_even_across_a_restart(asking: Asking) -> None:
     server = await asking.server()
-    first, told = await asking.factory(server.url)
+    first, told = await asking.factory(server.api)
     await first.close()
     await server.kill()
-    factory, told = await asking.factory(server.url)
+    factory, told = await asking.factory(server.api)
     assert set(told.specs) == {"demo/chat"}
     assert "Connect" in await complaint(factory)
 
 
 async def test_a_damaged_file_of_what_servers_said_is_as_none(asking: Asking, tmp_path: Path) -> None:
     server = await asking.server()
-    await asking.factory(server.url)
+    await asking.factory(server.api)
     (kept,) = (tmp_path / "remote").glob("*.json")
-    kept.write_text(json.dumps({server.url: {"demo/chat": {"task": 7}}}))
-    _, told = await asking.factory(server.url)
+    kept.write_text(json.dumps({server.api: {"demo/chat": {"task": 7}}}))
+    _, told = await asking.factory(server.api)
     assert set(told.specs) == {"demo/chat"}
 
 
@@ -207,7 +200,7 @@ async def test_a_server_that_says_nonsense_keeps_its_models_and_is_complained_of
 ) -> None:
     server = await asking.server()
     with caplog.at_level(logging.WARNING, logger="engines.remote"):
-        factory, told = await asking.factory(server.url)
+        factory, told = await asking.factory(server.api)
         server.models = BROKEN_LISTS[what]
         await asked_again(server)
         await asked_again(server)
@@ -220,7 +213,7 @@ async def test_a_server_that_says_nonsense_keeps_its_models_and_is_complained_of
 async def test_a_list_without_an_end_is_given_up(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.remote.listing.MAX_BYTES", 1000)
     server = await asking.server(models=http(b" " * 2000))
-    factory, told = await asking.factory(server.url)
+    factory, told = await asking.factory(server.api)
     assert told.specs == {}
     assert "more than" in factory.state()["servers"][0]["error"]
 
@@ -230,7 +223,7 @@ async def test_the_key_goes_to_the_server_and_nowhere_else(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "sk-secret")
     server = await asking.server()
-    factory, _ = await asking.factory(server.url, api_key_env=VARIABLE)
+    factory, _ = await asking.factory(server.api, api_key_env=VARIABLE)
     assert factory.endpoint("demo/chat").headers["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in str(factory.state())
     (kept,) = (tmp_path / "remote").glob("*.json")
@@ -242,7 +235,7 @@ async def test_without_its_key_an_engine_asks_nobody_and_says_why(
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     server = await asking.server()
-    factory, told = await asking.factory(server.url, api_key_env=VARIABLE, models={"mine": "demo/chat"})
+    factory, told = await asking.factory(server.api, api_key_env=VARIABLE, models={"mine": "demo/chat"})
     assert set(told.specs) == {"mine"}
     with pytest.raises(EngineUnavailable, match=VARIABLE):
         factory.endpoint("mine")
