@@ -29,6 +29,7 @@ from engines.runtime.retrieval import (
 from engines.runtime.tokenizing import CUTS_ENDS, Padding, cut_documents, longest_input, require_vocabulary
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
+from engines.runtime.whole_weights import require_whole
 from models.types import Method, Task
 
 Pair = tuple[str, str]
@@ -61,9 +62,15 @@ class CausalReranker:
         trust = {"local_files_only": True, "trust_remote_code": args.trust_remote_code}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path, **trust)
         require_vocabulary(self.tokenizer)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=args.resolved_dtype, use_safetensors=None if args.allow_pickle else True, **trust
+        model, info = AutoModelForCausalLM.from_pretrained(
+            model_path,
+            dtype=args.resolved_dtype,
+            use_safetensors=None if args.allow_pickle else True,
+            output_loading_info=True,
+            **trust,
         )
+        require_whole(info, pooler=True)
+        self._model: Any = model
         self._model.eval().to(args.device)
         self.weights: Weights = ModuleWeights(self._model, args.device)
         self._template: Template = TEMPLATES[args.method](self.tokenizer)

@@ -55,7 +55,8 @@ class Embedder:
     def _forward(self, batch: Sequence[Encoded]) -> Rows:
         with torch.inference_mode():
             features = to_device(self.encoder.collate(batch), self._model.device)
-            embeddings = self._model(features)["sentence_embedding"]
+            # All of them, or as many as config_sentence_transformers.json keeps (truncate_dim).
+            embeddings = self._model(features)["sentence_embedding"][:, : self._model.truncate_dim]
             if self._normalize:
                 embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
             rows: Rows = embeddings.float().cpu().numpy()

@@ -65,6 +65,7 @@ MODULES = (
     "engines.runtime.classifier",
     "engines.runtime.sparse",
     "engines.runtime.multi_vector",
+    "engines.runtime.whole_weights",
     "engines.runtime.backends.choosing",
     "engines.runtime.transformers_server",
     "uvloop",
@@ -152,7 +153,14 @@ def load_model(model_path: str, args: TransformersArgs) -> RetrievalModel:
 
 
 def make_model(model_path: str, args: TransformersArgs) -> RetrievalModel:
-    """The model of the kind that `args` say."""
+    """The model of the kind that `args` say. Raises MissingWeights."""
+    from engines.runtime.whole_weights import only_whole_models
+
+    with only_whole_models():
+        return _make_model(model_path, args)
+
+
+def _make_model(model_path: str, args: TransformersArgs) -> RetrievalModel:
     from engines.runtime.causal_reranker import TEMPLATES, CausalReranker
     from engines.runtime.classifier import Classifier
     from engines.runtime.embedder import Embedder
