@@ -114,6 +114,7 @@ def serve(
 
 @app.command(epilog=EPILOG)
 def models(
+    model: Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each model was judged as it was.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="Also folders that cannot be served.")] = False,
     models_dir: Annotated[
@@ -125,8 +126,8 @@ def models(
 ) -> None:
     """List the models that a server offers, or (with --models-dir) what it would find in a folder."""
     with _failures(json):
-        found = _scan(models_dir) if models_dir else _listed(_client(url), explain)
-        if not all_:
+        found = _scan(models_dir, model) if models_dir else _listed(_client(url), model, explain)
+        if not (all_ or model):
             found = [model for model in found if model.get("availability", "available") == "available"]
         if json:
             out.print_json({"models": found})
@@ -134,20 +135,24 @@ def models(
             out.print_models(found, explain=explain)
 
 
-def _listed(client: Client, explain: bool) -> list[dict[str, Any]]:
-    """Every model that the server lists, each with its reasons where `explain` asks for them."""
+def _listed(client: Client, model: str | None, explain: bool) -> list[dict[str, Any]]:
+    """One model, or all that the server lists, each with its reasons where `explain` asks for them."""
+    if model:
+        return [client.get(model_path(model))]
     found: list[dict[str, Any]] = client.get("/v1/models?all=true")["data"]
     if not explain:
         return found
     return [model if "reasons" in model else client.get(model_path(model["id"])) for model in found]
 
 
-def _scan(models_dir: Path) -> list[dict[str, Any]]:
+def _scan(models_dir: Path, model: str | None) -> list[dict[str, Any]]:
     """What the discovery says of a folder, in the fields of GET /v1/models."""
     from dataclasses import asdict
 
     from app.config import ConfigError, load_settings
     from app.main import folder_scanner
+    from models.catalog import Catalog
+    from models.errors import AmbiguousModel, UnknownModel
 
     if not models_dir.is_dir():
         raise CliError(f"{models_dir} is no folder.", ExitCode.USAGE)
@@ -155,8 +160,13 @@ def _scan(models_dir: Path) -> list[dict[str, Any]]:
         settings = load_settings({"models_dir": models_dir})
     except ConfigError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
+    specs = folder_scanner(settings).scan()
+    try:
+        specs = [Catalog(specs).resolve(model)] if model else specs
+    except (AmbiguousModel, UnknownModel) as error:
+        raise CliError(error.message, ExitCode.UNKNOWN_MODEL) from error
     found = []
-    for spec in folder_scanner(settings).scan():
+    for spec in specs:
         fields = asdict(spec)
         fields.pop("overrides")
         found.append(fields | {"path": str(spec.path)})

@@ -7,12 +7,15 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from app import health
 from app.api import control, docs, metrics, models
 from app.api.data_plane import documentation_router
 from app.api.kserve import kserve_router
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, RequestError, internal_error, protocol_of, render
+from app.routes import ROUTES
 from app.state import AppState
 from models.errors import RoundhouseError
 from utils.version import own_version
@@ -68,13 +71,23 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     if error.status_code == 404:
-        return _answer(request, NotFound(f"There is no route {path}; GET /openapi.json lists all."))
+        return _answer(request, NotFound(f"There is no route {path}; {_hint(request.app, path)}"))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "GET")
         return _answer(request, MethodNotAllowed(request.method, path, allowed))
     refused = RequestError(str(error.detail))
     refused.status = error.status_code
     return _answer(request, refused)
+
+
+def _hint(app: FastAPI, path: str) -> str:
+    """Base URLs are mostly given without their /v1, with one too many, or with a slash at the end."""
+    known = {*ROUTES, *health.PATHS, *(route.path for route in app.routes if isinstance(route, APIRoute))}
+    bare = "/" + path.strip("/")
+    for guess in (bare, f"/v1{bare}", bare.removeprefix("/v1")):
+        if guess in known:
+            return f"did you mean {guess}?"
+    return "OpenAI's API is at /v1, and GET /openapi.json lists all routes."
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

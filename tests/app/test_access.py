@@ -131,6 +131,16 @@ async def test_a_wrong_method_is_refused_naming_the_right_one(served: Served) ->
         assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
+async def test_a_path_that_misses_a_route_by_a_base_url_is_told_the_route(served: Served) -> None:
+    for path in ("/chat/completions", "/v1/v1/chat/completions", "/v1/chat/completions/"):
+        message = (await served.post(path, {})).json()["error"]["message"]
+        assert message == f"There is no route {path}; did you mean /v1/chat/completions?"
+    assert "did you mean /v1/models?" in (await served.client.get("/models")).json()["error"]["message"]
+    ollama = await served.post("/api/chat", {"model": "other"})
+    assert (ollama.status_code, ollama.json()["error"]["code"]) == (404, "not_found")
+    assert "OpenAI's API is at /v1" in ollama.json()["error"]["message"]
+
+
 async def test_a_foreign_host_is_refused_on_loopback() -> None:
     async with serving(allowed_hosts=("my.host",)) as served:
         evil = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0")

@@ -148,6 +148,9 @@ def test_models_explain_prints_each_verdicts_reasons(run: Callable[..., Result])
     explained = run("models", "--explain", "--all").stdout
     assert explained.count("because of") == 3
     assert "because of half" in explained
+    assert "because of" not in run("models").stdout
+    assert run("models", "half", "--explain").stdout.splitlines()[1:] == ["    because of half"]
+    assert run("models", "nope", "--explain").exit_code == ExitCode.UNKNOWN_MODEL
 
 
 def test_models_json_is_one_document_with_the_servers_fields(run: Callable[..., Result]) -> None:
@@ -165,6 +168,8 @@ def test_models_of_a_folder_needs_no_server(run: Callable[..., Result], stub: St
     assert broken["id"] == "broken"
     assert broken["availability"] == "incomplete"
     assert broken["reasons"]
+    assert "broken" in run("models", "BROKEN", "--models-dir", str(tmp_path)).stdout
+    assert run("models", "nope", "--models-dir", str(tmp_path)).exit_code == ExitCode.UNKNOWN_MODEL
     assert stub.requests == []
 
 
