@@ -60,8 +60,7 @@ def read_config_file(path: Path) -> ConfigFile:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        what = str(error).replace('in "<unicode string>", ', "")
-        raise ConfigError(f"The configuration file {path} is not valid YAML: {what}") from error
+        raise ConfigError(f"The configuration file {path} is not valid YAML: {_fault(error)}") from error
     if values is None:
         return ConfigFile(path)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -72,6 +71,15 @@ def read_config_file(path: Path) -> ConfigFile:
     if twice:  # YAML's readers take the last one, and what stood under the others would be lost without a word
         raise ConfigError("\n".join(f"{path}, {each}" for each in twice))
     return ConfigFile(path, values, lines)
+
+
+def _fault(error: Exception) -> str:
+    """Without the line itself, which YAML's errors show: it may hold a key."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + ", ".join(part for part in (error.context, error.problem) if part)
 
 
 def _collect_lines(node: yaml.Node | None, loc: Location, lines: dict[Location, int], twice: list[str]) -> None:

@@ -55,16 +55,21 @@ def _not_ready(state: AppState, *, named: bool) -> RequestError | ShuttingDown |
 
 
 def _trouble(state: AppState, *, named: bool) -> str | None:
-    """The reason may name a model."""
-    trouble = state.manager.trouble()
-    return trouble if named or trouble is None else "The reason is told to callers with a key, and in the log."
+    return _cause(state.manager.trouble(), named=named)
+
+
+def _cause(cause: str | None, *, named: bool) -> str | None:
+    """It may name models and folders, and show lines of the configuration."""
+    return cause if named or cause is None else "The reason is told to callers with a key, and in the log."
 
 
 def overview(state: AppState, *, named: bool) -> dict[str, Any]:
     manager = state.manager
     memory, statuses = manager.memory(), manager.statuses()
     engines = {name: _engine(factory.state(), named=named) for name, factory in manager.factories.items()}
-    engines |= {name: {"state": "unavailable", "error": why} for name, why in state.engine_errors.items()}
+    engines |= {
+        name: {"state": "unavailable", "error": _cause(why, named=named)} for name, why in state.engine_errors.items()
+    }
     specs = manager.catalog.specs()
     return {
         "status": state.phase,
@@ -84,8 +89,8 @@ def overview(state: AppState, *, named: bool) -> dict[str, Any]:
             "answered_s_ago": _latest_answer(statuses),
         },
         "memory": {"budget_bytes": memory.budget_bytes, "charged_bytes": memory.charged_bytes},
-        "config_error": state.config_error,
-        "scan_error": state.scan_error,
+        "config_error": _cause(state.config_error, named=named),
+        "scan_error": _cause(state.scan_error, named=named),
     }
 
 

@@ -35,11 +35,15 @@ async def test_health_tells_what_is_true(served: Served) -> None:
 async def test_names_are_told_only_with_the_key() -> None:
     async with serving(api_keys=(KEY,)) as served:
         await served.post("/v1/chat/completions", {"model": "other"}, headers={"x-api-key": KEY})
+        served.roundhouse.state.config_error = "roundhouse.yaml, line 5: unknown key 'models.other.pined'"
         for headers in ({}, {"x-api-key": "wrong-key"}):
             told = await served.client.get("/health", headers=headers)
             assert "other" not in told.text
             assert told.json()["models"]["active"][0]["state"] == "ready"
-        assert '"id":"other"' in (await served.client.get("/health", headers={"x-api-key": KEY})).text
+            assert "with a key" in told.json()["config_error"]
+        told = await served.client.get("/health", headers={"x-api-key": KEY})
+        assert '"id":"other"' in told.text
+        assert "line 5" in told.json()["config_error"]
 
 
 async def test_names_are_not_told_to_a_page_that_pretends_to_be_here(served: Served) -> None:
