@@ -13,7 +13,7 @@ from typing import Protocol
 
 from app.announce import Announcer
 from app.config import Settings
-from app.config_source import nearest
+from app.configured import without_effect
 from app.lazy import LazyApp
 from app.reload import ConfigReloader
 from app.state import AppState
@@ -69,7 +69,7 @@ class Lifecycle:
         self._reloader = ConfigReloader(state.settings, self._apply, self._on_config_error)
         self._tasks: list[asyncio.Task[None]] = []
         self._announcer = Announcer(state.settings.models_dir, state.manager.servable.refusal)
-        self._missing: Set[str] = frozenset()  # configured, but no such model
+        self._missing: Set[str] = frozenset()  # what was told of what is configured without effect
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -134,14 +134,10 @@ class Lifecycle:
             self._tell_missing()
 
     def _tell_missing(self) -> None:
-        known = [spec.id for spec in self._state.manager.catalog.specs()]
-        missing = self._settings.models.keys() - self._settings.adapter_sources().keys() - set(known)
-        if missing != self._missing:
-            self._missing = missing
-            for name in sorted(missing):
-                near = nearest(name, known)
-                hint = f"; nearest: {near}" if near else ""
-                logger.warning("The configuration of model {} has no effect: no model has this id{}", name, hint)
+        missing = without_effect(self._settings, self._state.manager.catalog)
+        for sentence in sorted(missing - self._missing):
+            logger.warning("{}", sentence)
+        self._missing = missing
 
     async def _apply(self, old: Settings, new: Settings) -> None:
         self._settings = new
@@ -155,6 +151,8 @@ class Lifecycle:
             self._scanner.set_overrides(new.overrides())
             if self._watcher is not None:
                 await self._guarded(self._watcher.rescan(), "The models folder cannot be read")
+        if self._state.phase == "ready":
+            self._tell_missing()
 
     def _on_config_error(self, message: str | None) -> None:
         self._state.config_error = message

@@ -17,7 +17,7 @@ from app.main import _context_for
 from app.memory import Device
 from app.reload import ConfigReloader
 from models.types import ModelOverrides, Task
-from tests.app.serving import serving
+from tests.app.serving import MODELS, serving, spec
 from utils.logging import logger
 
 
@@ -262,9 +262,16 @@ def test_engines_are_told_the_memory_that_there_is_and_what_of_it_is_for_retriev
 async def test_configuration_without_a_model_or_an_engine_is_told_in_the_log() -> None:
     lines: list[str] = []
     sink = logger.add(lines.append, level=0, format="{message}")
-    async with serving(models={"othr": {"pinned": True}}, engines={"vlm": {"args": {}}}):
+    models = {"othr": {"pinned": True}, "other": {"aliases": ["GPT-4o", "second"]}}
+    named = (*MODELS, spec("twin/other", aliases=("second",)))
+    async with serving(named, models=models, engines={"vlm": {}}, preload=("nope", "minilm"), default_model=("base1",)):
         pass
     logger.remove(sink)
     log = "".join(lines)
+    assert "alias GPT-4o of model other has no effect: it means org/chatty" in log
+    assert "alias second of model other has no effect: it means twin/other" in log
+    assert "nope in preload has no effect: The model 'nope' does not exist" in log
+    assert "base1 in default_model has no effect" in log
+    assert "minilm in preload" not in log
     assert "model othr has no effect: no model has this id; nearest: other" in log
     assert "engine vlm has no effect" in log
