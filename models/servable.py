@@ -44,7 +44,9 @@ class Servable:
             return f"The model '{spec.id}' is of a kind that no engine here serves: {reasons}."
         factory = self._factories.get(spec.engine)
         if factory is None:
-            return f"The model '{spec.id}' needs the engine '{spec.engine}', which cannot be used here: see /health."
+            there = ", ".join(sorted(self._factories)) or "none"
+            why = f"which is not one of those here ({there}). /health says which failed to start."
+            return f"The model '{spec.id}' needs the engine '{spec.engine}', {why}"
         return self._verdict(spec, factory)
 
     def reasons(self, spec: ModelSpec) -> Sequence[str]:
