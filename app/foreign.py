@@ -99,11 +99,16 @@ async def read_up_to(content: aiohttp.StreamReader, limit: int) -> bytes:
         return all_there_is.partial
 
 
-def why_unreached(error: aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) -> str:
+def why_unreached(
+    error: aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.ClientHttpProxyError,
+) -> str:
     """A phrase for people."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"its proxy (HTTPS_PROXY) answered with status {error.status}"
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
         known = isinstance(cause, ConnectionError) and cause.errno  # asyncio's text names the address once more
         what = os.strerror(known) if known else cause.strerror or str(cause)
-        return f"no connection to {error.host}:{error.port}: {what}"
+        whose = "its proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+        return f"no connection to {whose}{error.host}:{error.port}: {what}"
     return "no connection to it in time (upstream_connect_timeout_s)"

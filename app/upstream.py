@@ -20,7 +20,8 @@ LARGE_BODY_BYTES = 1 << 20  # beyond this, aiohttp wants a file-like object rath
 READ_BUFFER_BYTES = 1 << 16
 API = "/v1"  # in the routes
 
-NEVER_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # no byte of the request left us
+# No byte of the request left us; ClientHttpProxyError: its proxy has not connected us.
+NEVER_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 # An engine that cannot be reached, or that closed the connection before its answer's end.
 UNREACHABLE = (aiohttp.ClientConnectionError, ConnectionError, aiohttp.ClientPayloadError)
 BROKEN = (*UNREACHABLE, aiohttp.ClientResponseError, TimeoutError)
@@ -43,7 +44,8 @@ class Upstream:
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
             read_bufsize=READ_BUFFER_BYTES,
-            trust_env=False,
+            trust_env=False,  # engines on this machine are never asked through a proxy
+            proxy=endpoint.proxy,
         )
         self._urls: dict[str, URL] = {}
         self.running = 0
@@ -101,7 +103,9 @@ class Upstreams:
         if channel is None:
             from utils.kserve_grpc import KServeChannel  # brings grpc, which only those need who have such a server
 
-            channel = self._channels[endpoint.base_url] = KServeChannel(endpoint.base_url, self._connect_timeout_s)
+            channel = self._channels[endpoint.base_url] = KServeChannel(
+                endpoint.base_url, self._connect_timeout_s, endpoint.proxy
+            )
         return channel
 
     def _forget_gone(self) -> None:

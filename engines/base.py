@@ -51,6 +51,7 @@ class Endpoint:
     uds: Path | None = None
     base_url: str = "http://engine"  # or "grpc://host:port", for routes that are forwarded by gRPC
     api_path: str = "/v1"  # what the server has in place of the routes' /v1; "" where `base_url` ends with it
+    proxy: str | None = field(default=None, repr=False)  # the URL of one, perhaps with a password; None: directly
     headers: Mapping[str, str] = field(default_factory=dict)
     last_words: tuple[bytes, ...] = ()
     model: str | None = None  # what the server calls the model; None: its id

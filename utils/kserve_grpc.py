@@ -23,7 +23,6 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),  # what may have had effects is never sent twice
-    ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),  # else a new channel would inherit the back-off of one that failed
 )
 STATUSES = {
@@ -67,11 +66,13 @@ class CallFailed(Exception):
 class KServeChannel:
     """Connects when first used, and again after it was lost. Of one event loop."""
 
-    def __init__(self, url: str, connect_timeout_s: float) -> None:
+    def __init__(self, url: str, connect_timeout_s: float, proxy: str | None = None) -> None:
+        """`proxy`: the URL of the one that it connects through, if any."""
         split = urlsplit(url)
         self._target = split.netloc
         self._secure = split.scheme == SECURE
         self._connect_timeout_s = connect_timeout_s
+        self._options = (*OPTIONS, ("grpc.enable_http_proxy", int(proxy is not None)), ("grpc.http_proxy", proxy or ""))
         self._channel: grpc.aio.Channel | None = None
         self._connecting: asyncio.Task[grpc.aio.Channel] | None = None
         self._leaving: dict[grpc.aio.Channel, asyncio.Task[None]] = {}  # whose last requests still run
@@ -136,8 +137,8 @@ class KServeChannel:
 
     def _open(self) -> grpc.aio.Channel:
         if self._secure:
-            return grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(), options=OPTIONS)
-        return grpc.aio.insecure_channel(self._target, options=OPTIONS)
+            return grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(), options=self._options)
+        return grpc.aio.insecure_channel(self._target, options=self._options)
 
 
 def _is_ready(channel: grpc.aio.Channel) -> bool:

@@ -45,14 +45,14 @@ class Listing:
     created_s: int = 0
 
 
-async def ask(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> Listed:
+async def ask(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], proxy: str | None = None) -> Listed:
     """The models of the server whose API is at `url`. Raises NoList; takes a few seconds at most."""
     path = urlsplit(url).path
     what = f"GET {path}/models"
     try:
         async with (
             asyncio.timeout(ANSWER_TIMEOUT_S),
-            session.get(f"{url}/models", headers=headers, allow_redirects=False) as answer,
+            session.get(f"{url}/models", headers=headers, proxy=proxy, allow_redirects=False) as answer,
         ):
             if answer.status != 200:
                 raise NoList(f"status {answer.status}{'' if path else AT_ROOT}")
@@ -61,6 +61,8 @@ async def ask(session: aiohttp.ClientSession, url: str, headers: Mapping[str, st
         raise NoList(f"{what} was answered with {error}") from None
     except TimeoutError:
         raise NoList(f"{what} had no answer within {ANSWER_TIMEOUT_S:g} s") from None
+    except aiohttp.ClientHttpProxyError as error:  # whose text has the proxy's password
+        raise NoList(f"{what}: the proxy answered with status {error.status}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise NoList(f"{what}: {error}") from None
 

@@ -89,6 +89,7 @@ class OpenAIFactory(RemoteFactory):
         return Endpoint(
             base_url=server.url.removesuffix(API),
             api_path=API if server.url.endswith(API) else "",
+            proxy=server.proxy,
             headers=self._headers,
             model=name,
             ends_with_us=False,
@@ -105,7 +106,7 @@ class OpenAIFactory(RemoteFactory):
         assert self._session is not None
         while True:
             try:
-                self._take(server, await ask(self._session, server.url, self._headers))
+                self._take(server, await ask(self._session, server.url, self._headers, server.proxy))
             except NoList as error:
                 self._asked(server, str(error))
             except Exception:  # the top of a task: it must go on asking

@@ -12,6 +12,7 @@ from typing import Any
 
 from engines.base import Declaration, EngineUnavailable
 from engines.remote.breaker import Breaker, CircuitState, Clock, choose
+from engines.remote.proxies import proxy_for
 
 API = "/v1"  # where the API is at most servers; beside it are the routes that do not begin with it
 TRIAL_RETRY_S = 1.0  # for those who come while the one trial is under way
@@ -27,6 +28,7 @@ class Server:
 
     url: str
     breaker: Breaker
+    proxy: str | None = field(default=None, repr=False)  # by which it is asked; may hold a password
     host: str = field(init=False)  # with its port and path, where they are named
     asked_error: str | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)  # once, with or without an answer
@@ -53,7 +55,7 @@ class Servers:
     def __init__(self, engine: str, declared: Declaration, clock: Clock = time.monotonic) -> None:
         failures, open_s = declared.breaker_failures, declared.breaker_open_s
         self._engine = engine
-        self.all = tuple(Server(url, Breaker(failures, open_s, clock)) for url in declared.urls)
+        self.all = tuple(Server(url, Breaker(failures, open_s, clock), proxy_for(url)) for url in declared.urls)
 
     def choose(self, among: Sequence[Server]) -> Server:
         """The one for the next request, whose watcher begins before anything else is awaited.

@@ -49,8 +49,9 @@ class Lists(Protocol):
     async def close(self) -> None: ...
 
 
-def lists_at(url: str, headers: Mapping[str, str]) -> Lists:
-    return GrpcLists(url, headers) if url.startswith("grpc") else HttpLists(url, headers)
+def lists_at(url: str, headers: Mapping[str, str], proxy: str | None = None) -> Lists:
+    """`proxy`: the URL of the one by which it is asked, if any."""
+    return GrpcLists(url, headers, proxy) if url.startswith("grpc") else HttpLists(url, headers, proxy)
 
 
 async def ask(server: Lists, names: Iterable[str] | None) -> dict[str, Signature]:
@@ -84,8 +85,8 @@ async def _ask(server: Lists, names: Iterable[str] | None) -> dict[str, Signatur
 
 
 class GrpcLists:
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        self._channel = KServeChannel(url, ASK_TIMEOUT_S)
+    def __init__(self, url: str, headers: Mapping[str, str], proxy: str | None) -> None:
+        self._channel = KServeChannel(url, ASK_TIMEOUT_S, proxy)
         self._headers = headers
 
     async def index(self) -> list[str]:
@@ -115,10 +116,13 @@ class GrpcLists:
 
 
 class HttpLists:
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], proxy: str | None) -> None:
         self._url = url
         self._session = aiohttp.ClientSession(
-            headers=headers, timeout=aiohttp.ClientTimeout(ASK_TIMEOUT_S), cookie_jar=aiohttp.DummyCookieJar()
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(ASK_TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=proxy,
         )
 
     async def index(self) -> list[str]:
@@ -156,6 +160,8 @@ class HttpLists:
             return response.status, None
         except TimeoutError:
             raise ListingFailed(f"it does not answer within {ASK_TIMEOUT_S:g} s") from None
+        except aiohttp.ClientHttpProxyError as error:  # whose text has the proxy's password
+            raise ListingFailed(f"the proxy answered with status {error.status}") from None
         except aiohttp.ClientError as error:
             raise ListingFailed(str(error) or type(error).__name__) from None
 

@@ -68,6 +68,7 @@ class TritonFactory(RemoteFactory):
         server = self._servers.choose(self._having(model_id))
         return Endpoint(
             base_url=server.url,
+            proxy=server.proxy,
             headers=self._key.headers(),
             model=self._names.get(model_id, model_id),
             ends_with_us=False,
@@ -80,7 +81,7 @@ class TritonFactory(RemoteFactory):
     # -- what there is ---------------------------------------------------------------------------------------------
 
     async def _ask_for_ever(self, server: Server) -> None:
-        lists = lists_at(server.url, self._key.headers())
+        lists = lists_at(server.url, self._key.headers(), server.proxy)
         try:
             while True:
                 try:

@@ -110,7 +110,7 @@ async def serving(
         port = listener.getsockname()[1]
         server = DrainingServer(server_config(roundhouse.app, options), roundhouse.lifecycle)
         task = asyncio.create_task(server.serve([listener]))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10.0) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10.0, trust_env=False) as client:
             served = Served(roundhouse, factory, scanner, server, task, port, client)
             try:
                 await _ready(client)

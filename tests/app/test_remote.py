@@ -101,7 +101,7 @@ async def test_their_models_are_listed_beside_ours_and_told_apart(served: Served
 BASES = {
     "": "/v1",  # http://gpu-box:8000
     "/v1/": "/v1",
-    "/": "",  # https://api.perplexity.ai/
+    "/": "",  # https://llm.example.com/
     "/api/v1": "/api/v1",  # https://openrouter.ai/api/v1
     "/openai/v1/": "/openai/v1",  # https://api.groq.com/openai/v1, https://….openai.azure.com/openai/v1/
     "/v1beta/openai/": "/v1beta/openai",  # https://generativelanguage.googleapis.com/v1beta/openai/
