@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.runtime import long_texts
 from models.errors import RoundhouseError
 from models.types import Task
 
@@ -18,6 +19,8 @@ Rows: TypeAlias = NDArray[np.float32]  # one row for each input: [n, dimension],
 # each entry a position in the vocabulary and its weight.
 Outputs: TypeAlias = Rows | Sequence[NDArray[np.float32]]
 Ids: TypeAlias = NDArray[np.int32]  # [tokens]; an eighth of the memory of a list of ints
+
+MAX_TOKEN_ID = 2**31 - 1
 
 OutputKind: TypeAlias = Literal["dense", "multi_vector", "sparse", "score", "labels"]
 
@@ -81,6 +84,11 @@ class InputEncoder(Protocol):
     max_tokens: int
     lock: threading.Lock  # held by whoever uses the tokenizer
 
+    @property
+    def splits_at_spaces(self) -> bool:
+        """Whether of a text that is cut no more than a beginning need be tokenized (`long_texts`)."""
+        ...
+
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
         """Tokenizes each input. The caller holds `lock` where there are other threads.
 
@@ -135,25 +143,45 @@ def encode_within(
     """Tokenizes `sources`; those over `options.limit` (None: the model's own) are cut to it, or refused.
 
     `first_index` is the place of the first of them in the whole request. Raises TooLong, naming the first input that
-    is too long and its count of tokens.
+    is too long and its count of tokens, and InvalidRequest for ids that are none.
     """
+    for index, source in enumerate(sources, start=first_index):
+        if isinstance(source, list) and not all(map(is_token_id, source)):
+            raise InvalidRequest(f"{param}[{index}] must hold only token ids: integers from 0.", param=param)
     limit = options.limit or encoder.max_tokens
-    encoded = _encoded(encoder, sources, replace(options, limit=None), param)
+    read = _beginnings(encoder, sources, options, limit)
+    encoded = _encoded(encoder, read, replace(options, limit=None), param)
+    for index, source in enumerate(sources):
+        if read[index] is not source and encoded[index].tokens <= long_texts.needed_tokens(source, limit):
+            [encoded[index]] = _encoded(encoder, [source], replace(options, limit=None), param)
+            read[index] = source
     over = [index for index, item in enumerate(encoded) if item.tokens > min(limit, item.most or limit)]
     if not over:
         return encoded
     if not truncate:
-        first = encoded[over[0]]
-        most = min(limit, first.most or limit)
+        index = over[0]
+        counted = f"more than {limit}" if read[index] is not sources[index] else str(encoded[index].tokens)
         raise TooLong(
-            f"{param}[{first_index + over[0]}] has {first.tokens} tokens{_counted(first.source)}, but this model takes "
-            f"at most {most}. Send less, or ask for truncation (truncate, truncate_prompt_tokens).",
+            f"{param}[{first_index + index}] has {counted} tokens{_counted(sources[index])}, but this model takes at "
+            f"most {min(limit, encoded[index].most or limit)}. Send less, or ask for truncation (truncate, "
+            "truncate_prompt_tokens).",
             param=param,
         )
-    cut = _encoded(encoder, [sources[index] for index in over], replace(options, limit=limit), param)
+    cut = _encoded(encoder, [read[index] for index in over], replace(options, limit=limit), param)
     for index, item in zip(over, cut, strict=True):
         encoded[index] = item
     return encoded
+
+
+def _beginnings(encoder: InputEncoder, sources: Sequence[Source], options: EncodeOptions, limit: int) -> list[Source]:
+    """What need be tokenized of each of `sources`: of one that is far over `limit`, its beginning."""
+    read = list(sources)
+    if options.left or options.document_limit is not None:
+        return read
+    for index, source in enumerate(sources):
+        if long_texts.is_long(source) and encoder.splits_at_spaces:
+            read[index] = long_texts.beginning(source, long_texts.needed_tokens(source, limit))
+    return read
 
 
 def _encoded(encoder: InputEncoder, sources: Sequence[Source], options: EncodeOptions, param: str) -> list[Encoded]:

@@ -23,6 +23,7 @@ from engines.runtime.retrieval_service import Answer, RetrievalService
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import Residence
 from models.errors import RoundhouseError
+from utils import json_pieces
 from utils.openai_compat import Protocol, error_object
 
 MAX_BODY_BYTES = 256 * 1024 * 1024  # the router's own limit is lower; this one bounds whatever gets past it
@@ -95,7 +96,7 @@ def _endpoint(
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         request[PROTOCOL] = protocol
-        body = decode_body(await request.read())
+        body = await decode_body(await request.read())
         if request.path == SHARED_PATH and is_tei_rerank(body):
             request[PROTOCOL] = "tei"
         with residence.request():
@@ -120,12 +121,16 @@ async def _send(request: web.Request, answer: Answer) -> web.StreamResponse:
     return response
 
 
-def decode_body(data: bytes) -> Mapping[str, Any]:
+async def decode_body(data: bytes) -> Mapping[str, Any]:
     """The JSON object in `data`. Raises InvalidRequest (NaN, invalid UTF-8 and nesting beyond 1,024 are not JSON)."""
     try:
-        body = orjson.loads(data)
+        body = await json_pieces.decode(data)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    except json_pieces.TooManyParts:
+        raise InvalidRequest(
+            f"The request body has more than {json_pieces.MOST_PARTS} strings, lists and objects."
+        ) from None
     if not isinstance(body, dict):
         raise InvalidRequest("The request body must be a JSON object.")
     return body

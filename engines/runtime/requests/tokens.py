@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.runtime.requests.fields import MAX_CHARACTERS, Body, boolean, is_token_id, optional_string, required
-from engines.runtime.retrieval import InvalidRequest
+from engines.runtime.requests.fields import MAX_CHARACTERS, Body, boolean, optional_string, required
+from engines.runtime.retrieval import InvalidRequest, is_token_id
 
 
 @dataclass(frozen=True, slots=True)
