@@ -62,7 +62,7 @@ class _Parts:
         self._cut = False  # whether that list was cut at a comma
 
     def decoded(self) -> Iterator[None]:
-        """Decodes the lists, a turn for each step of this iterator. Raises _LeftWhole, TooManyParts, JSONDecodeError."""
+        """Decodes the lists, a turn for each step. Raises _LeftWhole, TooManyParts and orjson.JSONDecodeError."""
         raw, position, steps = self._raw, 0, 0
         while position < len(raw):
             limit = position + PIECE_BYTES

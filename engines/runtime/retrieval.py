@@ -184,6 +184,10 @@ def _beginnings(encoder: InputEncoder, sources: Sequence[Source], options: Encod
     return read
 
 
+def is_token_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_TOKEN_ID
+
+
 def _encoded(encoder: InputEncoder, sources: Sequence[Source], options: EncodeOptions, param: str) -> list[Encoded]:
     """As `encoder` has it; what it refuses without naming a field is the fault of `param`."""
     try:

@@ -47,7 +47,7 @@ async def said(raw: bytes) -> Any:
 async def test_pieces_say_what_the_whole_says_be_it_json_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     random = Random(5)
     monkeypatch.setattr(json_pieces, "WHOLE_BYTES", 0)
-    for _ in range(1500):
+    for _ in range(500):
         monkeypatch.setattr(json_pieces, "PIECE_BYTES", random.choice([1, 2, 5, 20, 60]))
         document = {name: value(random) for name in random.sample(["model", "input", "e", '"'], 3)}
         written = json.dumps(document, indent=random.choice([None, 1]), ensure_ascii=random.random() < 0.5).encode()
