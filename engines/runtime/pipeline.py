@@ -25,7 +25,7 @@ from engines.runtime.retrieval import (
 )
 
 CHUNK_TEXTS = 64  # of one turn of the tokenizer thread: a few ms
-CHUNK_CHARACTERS = 65_536
+CHUNK_CHARACTERS = 16_384
 INLINE_CHARACTERS = 2_048  # tokenized in less time than it takes to hand them to a thread and back
 CHARACTERS_PER_TOKEN = 4  # a guess, good enough to tell how much waits before it is tokenized
 CLOSE_S = 30.0  # for the forward pass that is running at the end
@@ -53,6 +53,7 @@ class Pipeline:
         self._worker = BatchWorker(model.forward, limits, max_waiting_tokens)
         self._tokenizer = model.encoder.lock
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._large_turn = asyncio.Lock()  # in order of arrival
 
     @property
     def healthy(self) -> bool:
@@ -85,14 +86,14 @@ class Pipeline:
         """
         if not sources:
             return Result(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64))
-        job = self._worker.open(len(sources), sum(map(_characters, sources)) // CHARACTERS_PER_TOKEN)
+        job = self._worker.open(len(sources), sum(map(characters_of, sources)) // CHARACTERS_PER_TOKEN)
         try:
             for start, chunk, characters in _chunks(sources):
                 encode = partial(
                     encode_within, self._encoder, chunk, options, param, truncate=truncate, first_index=start
                 )
-                short = characters <= INLINE_CHARACTERS and len(chunk) == len(sources)
-                await self._worker.add(job, await self.tokenizer_call(encode, short=short))
+                part = len(chunk) < len(sources)
+                await self._worker.add(job, await self.tokenizer_call(encode, characters, part=part))
                 if most_tokens is not None and job.input_tokens.sum() > most_tokens:
                     raise InvalidRequest(
                         f"{param} has more than {most_tokens} tokens in all, each of which would get a vector. Send it "
@@ -105,16 +106,23 @@ class Pipeline:
         finally:
             self._worker.discard(job)
 
-    async def tokenizer_call(self, call: Callable[[], T], *, short: bool = False) -> T:
-        """What `call` returns; nothing else uses the tokenizer meanwhile.
+    async def tokenizer_call(self, call: Callable[[], T], characters: int, *, part: bool = False) -> T:
+        """What `call` returns, which tokenizes so many characters; nothing else uses the tokenizer meanwhile.
 
-        A `short` one, of less than a millisecond, runs at once where the tokenizer is free.
+        A few are tokenized at once where the tokenizer is free. Of large requests (one of them: `part`) a single chunk
+        waits in the thread's queue, so that a small request waits for that one only, however many of them there are.
         """
-        if short and self._tokenizer.acquire(blocking=False):
+        if part or characters > CHUNK_CHARACTERS:
+            async with self._large_turn:
+                return await self._in_thread(call)
+        if characters <= INLINE_CHARACTERS and self._tokenizer.acquire(blocking=False):
             try:
                 return call()
             finally:
                 self._tokenizer.release()
+        return await self._in_thread(call)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._alone, call)
 
     def _alone(self, call: Callable[[], T]) -> T:
@@ -135,7 +143,7 @@ def _chunks(sources: Sequence[Source]) -> Iterator[tuple[int, Sequence[Source], 
     and how many characters they have."""
     start = size = 0
     for index, source in enumerate(sources):
-        length = _characters(source)
+        length = characters_of(source)
         if index > start and (index - start == CHUNK_TEXTS or size + length > CHUNK_CHARACTERS):
             yield start, sources[start:index], size
             start, size = index, 0
@@ -143,7 +151,7 @@ def _chunks(sources: Sequence[Source]) -> Iterator[tuple[int, Sequence[Source], 
     yield start, sources[start:], size
 
 
-def _characters(source: Source) -> int:
+def characters_of(source: Source) -> int:
     """Those of a text or a pair; of token ids, as many as would make them."""
     if isinstance(source, list):
         return len(source) * CHARACTERS_PER_TOKEN

@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.runtime.answers import Pieces, dump, rows_pieces
 from engines.runtime.batching import FIXED_TOKENS, BatchLimits
-from engines.runtime.pipeline import Pipeline, Result
+from engines.runtime.pipeline import Pipeline, Result, characters_of
 from engines.runtime.requests.cohere import cohere_embed_request
 from engines.runtime.requests.embeddings import EmbedRequest, embeddings_request
 from engines.runtime.requests.rerank import RerankRequest, rerank_request
@@ -193,7 +193,8 @@ class RetrievalService:
         ids = await self._pipeline.tokenizer_call(
             lambda: self._model.tokenizer.encode(
                 request.prompt, add_special_tokens=request.add_special_tokens, verbose=False
-            )
+            ),
+            len(request.prompt),
         )
         strings = self._model.tokenizer.convert_ids_to_tokens(ids) if request.return_token_strs else None
         limit = self._model.encoder.max_tokens
@@ -201,7 +202,8 @@ class RetrievalService:
 
     async def detokenize(self, body: Body) -> bytes:
         ids = detokenize_request(body, len(self._model.tokenizer))
-        return dump(prompt=await self._pipeline.tokenizer_call(lambda: self._model.tokenizer.decode(ids)))
+        text = await self._pipeline.tokenizer_call(lambda: self._model.tokenizer.decode(ids), characters_of(ids))
+        return dump(prompt=text)
 
     def _expect(self, *kinds: OutputKind) -> None:
         """Raises WrongTask that says what this model is, and where it is served."""

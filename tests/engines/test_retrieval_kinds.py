@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from engines.base import EngineContext
 from engines.runtime.batching import BatchLimits
-from engines.runtime.pipeline import Pipeline
+from engines.runtime.pipeline import CHUNK_CHARACTERS, INLINE_CHARACTERS, Pipeline
 from engines.runtime.retrieval import (
     WHOLE,
     EncodeOptions,
@@ -218,13 +218,13 @@ def test_a_module_that_tokenizes_and_others_that_use_its_tokenizer_wait_for_each
 
     async def use() -> None:
         line = Pipeline(model, BatchLimits(1000, 8, 0), 10_000)
-        for short in (True, False):
-            taken.append(await line.tokenizer_call(model.encoder.lock.locked, short=short))
+        for characters in (1, INLINE_CHARACTERS + 1, CHUNK_CHARACTERS + 1):
+            taken.append(await line.tokenizer_call(model.encoder.lock.locked, characters))
         await line.run(TEXTS)
         line.close()
 
     asyncio.run(use())
-    assert len(taken) >= 3
+    assert len(taken) >= 4
     assert all(taken)
 
 

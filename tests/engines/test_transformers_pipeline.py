@@ -29,6 +29,7 @@ class Characters:
     """An encoder for which each character is a token."""
 
     max_tokens = 1_000_000
+    splits_at_spaces = False
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -145,6 +146,31 @@ async def test_a_large_request_is_being_computed_before_all_of_it_is_tokenized()
         held.set()
         gate.open.set()
         await request
+
+
+async def test_a_small_request_is_tokenized_before_what_waits_of_any_number_of_large_ones() -> None:
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        tokenized: list[int] = []
+        entered_first, held = threading.Event(), threading.Event()
+        encode = line._encoder.encode
+
+        def encode_held(sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+            entered_first.set()
+            assert held.wait(WAIT_S)
+            tokenized.append(len(sources[0]))
+            return encode(sources, options)
+
+        line._encoder.encode = encode_held  # type: ignore[method-assign]
+        large = [asyncio.create_task(computed(line, *[length] * 2 * pipeline.CHUNK_TEXTS)) for length in (1, 2, 3)]
+        large.append(asyncio.create_task(computed(line, pipeline.CHUNK_CHARACTERS + 1)))
+        assert await asyncio.to_thread(entered_first.wait, WAIT_S)
+        small = asyncio.create_task(computed(line, 9))
+        await asyncio.sleep(0)
+        held.set()
+        gate.open.set()
+        await asyncio.gather(small, *large)
+    assert tokenized == [1, 9, 2, 3, pipeline.CHUNK_CHARACTERS + 1, 1, 2, 3]
 
 
 async def test_an_input_that_is_too_long_is_named_and_what_waits_of_its_request_is_dropped() -> None:
