@@ -44,6 +44,8 @@ class Route:
         return spec.task in self.tasks
 
 
+TEI_ROOT = "/"  # where clients ask who know only the address of a server, such as huggingface_hub's
+
 ROUTES: Mapping[str, Route] = {
     route.path: route
     for route in (
@@ -53,9 +55,13 @@ ROUTES: Mapping[str, Route] = {
         Route("/v1/messages", CHAT, "anthropic", streams=True),
         Route("/v1/messages/count_tokens", CHAT, "anthropic"),
         Route("/v1/embeddings", EMBED, methods=ONE_VECTOR),
+        Route("/embeddings", EMBED, methods=ONE_VECTOR),
         Route("/v1/multi-vector", EMBED, methods=MANY_VECTORS),
+        Route("/v1/embed", EMBED, "cohere", methods=ONE_VECTOR),
         Route("/v2/embed", EMBED, "cohere", methods=ONE_VECTOR),
+        Route(TEI_ROOT, EMBED, "tei", methods=ONE_VECTOR),
         Route("/embed", EMBED, "tei", methods=ONE_VECTOR),
+        Route("/similarity", EMBED, "tei", methods=ONE_VECTOR),
         Route("/embed_all", EMBED, "tei", methods=MANY_VECTORS),
         Route("/embed_sparse", EMBED, "tei", methods=SPARSE),
         Route("/v1/rerank", RERANK),
@@ -74,6 +80,15 @@ ROUTES: Mapping[str, Route] = {
 
 # KServe V2 names the model in the path, so that these are no keys of ROUTES; see app.kserve.
 TENSOR_ROUTES = tuple(Route(f"/v2/models/{{name}}{end}", TENSOR, "kserve") for end in ("", "/ready", "/infer"))
+
+
+def meant(route: Route, document: Mapping[str, Any]) -> Route:
+    """`route`, or the one that a request at TEI's root is for. TEI knows that by its one model, we by the fields."""
+    if route.path != TEI_ROOT:
+        return route
+    if "texts" in document:
+        return ROUTES["/rerank"]
+    return ROUTES["/similarity" if isinstance(document.get("inputs"), dict) else "/embed"]
 
 
 def routes_of(spec: ModelSpec) -> list[str]:

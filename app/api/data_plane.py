@@ -44,8 +44,12 @@ DOCUMENTED: dict[str, tuple[type[schemas.Open], str, str]] = {
     "/v1/messages": (schemas.AnthropicMessagesRequest, "Anthropic", "Anthropic Messages, streaming or not"),
     "/v1/messages/count_tokens": (schemas.AnthropicCountRequest, "Anthropic", "Tokens of an Anthropic request"),
     "/v1/multi-vector": (schemas.EmbeddingRequest, "retrieval", "A vector for each token (Jina's shape)"),
+    "/embeddings": (schemas.EmbeddingRequest, "OpenAI", "Embeddings"),
+    "/v1/embed": (schemas.CohereEmbedRequest, "retrieval", "Embeddings (the shape of Cohere's first API)"),
     "/v2/embed": (schemas.CohereEmbedRequest, "retrieval", "Embeddings (Cohere's shape)"),
     "/embed": (schemas.TeiEmbedRequest, "TEI", "Embeddings"),
+    "/": (schemas.TeiEmbedRequest, "TEI", "As /embed, /similarity or /rerank, by the body's fields"),
+    "/similarity": (schemas.TeiSimilarityRequest, "TEI", "Cosines of one text with others"),
     "/embed_all": (schemas.TeiEmbedRequest, "TEI", "A vector for each token, of multi-vector models"),
     "/embed_sparse": (schemas.TeiEmbedRequest, "TEI", "Sparse embeddings"),
     "/v1/rerank": (schemas.RerankRequest, "retrieval", "Rerank documents (Jina's shape)"),
@@ -71,7 +75,7 @@ def documentation_router() -> APIRouter:
             summary=summary,
             tags=[tag],
             responses=_errors_of(path),
-            operation_id=path.strip("/").replace("/", "_"),
+            operation_id=path.strip("/").replace("/", "_") or "root",
             response_description="The engine's answer, byte for byte; `text/event-stream` when `stream` is true",
         )
     for path, summary in HEALTH.items():

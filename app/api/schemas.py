@@ -113,6 +113,23 @@ class TeiEmbedRequest(MaybeWithModel):
     dimensions: int | None = None
 
 
+class TeiSimilarity(BaseModel):
+    source_sentence: str
+    sentences: list[str]
+
+
+class TeiSimilarityParameters(Open):
+    truncate: bool | None = None
+    truncation_direction: Literal["left", "right"] | None = None
+    prompt_name: str | None = None
+
+
+class TeiSimilarityRequest(Open):
+    model: str | None = Field(None, description="May be left out: see `default_model`.")
+    inputs: TeiSimilarity
+    parameters: TeiSimilarityParameters | None = None
+
+
 class TeiPredictRequest(MaybeWithModel):
     inputs: str | list[str] | list[list[str]] = Field(description="A text, a pair, or lists of one text or two.")
 

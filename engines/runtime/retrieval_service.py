@@ -21,6 +21,7 @@ from engines.runtime.requests.scoring import ScoreRequest, classify_request, sco
 from engines.runtime.requests.tei import (
     is_tei_rerank,
     predict_request,
+    similarity_request,
     tei_embed_request,
     tei_rerank_request,
     tei_sparse_request,
@@ -30,6 +31,7 @@ from engines.runtime.retrieval import EncodeOptions, OutputKind, RetrievalModel,
 from engines.runtime.shapes import (
     class_list,
     cohere_embeddings,
+    cohere_floats,
     embedding_list,
     multi_vector_list,
     predictions,
@@ -116,6 +118,15 @@ class RetrievalService:
         result, rows = await self._embed(request)
         return cohere_embeddings(rows, request.forms, request.texts, result.tokens)
 
+    async def cohere_embed_v1(self, body: Body) -> Answer:
+        """As those clients still ask who use the first of its APIs, such as LangChain's."""
+        if body.get("embedding_types") is not None:
+            return await self.cohere_embed(body)
+        self._expect("dense")
+        request = cohere_embed_request(body, self._model)
+        result, rows = await self._embed(request)
+        return cohere_floats(rows, request.texts, result.tokens)
+
     async def tei_embed(self, body: Body) -> Answer:
         self._expect("dense")
         _, rows = await self._embed(tei_embed_request(body, self._model))
@@ -175,6 +186,11 @@ class RetrievalService:
         other, second = await self._rows(request.second, options, truncate, request.second_param)
         first, second = normalized(first), normalized(second)
         return np.einsum("ij,ij->i", np.broadcast_to(first, second.shape), second), one.tokens + other.tokens
+
+    async def tei_similarity(self, body: Body) -> Answer:
+        self._expect("dense")
+        scores, _ = await self._compare(similarity_request(body, self._model))
+        return rows_pieces(scores)
 
     async def classify(self, body: Body) -> bytes:
         self._expect("labels")

@@ -23,8 +23,8 @@ def usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def cohere_meta(tokens: int, units: Mapping[str, int]) -> dict[str, Any]:
-    return {"api_version": {"version": "2"}, "billed_units": units, "tokens": {"input_tokens": tokens}}
+def cohere_meta(tokens: int, units: Mapping[str, int], version: str = "2") -> dict[str, Any]:
+    return {"api_version": {"version": version}, "billed_units": units, "tokens": {"input_tokens": tokens}}
 
 
 def embedding_list(rows: Rows, form: Form, tokens: int, model: str) -> Pieces:
@@ -57,6 +57,13 @@ def cohere_embeddings(rows: Rows, forms: Sequence[Form], texts: list[str] | None
         yield from list_pieces(written(rows, form), opening + b'"%b":[' % form.encode(), b"]")
         opening = b","
     yield b"}," + dump(texts=texts, meta=cohere_meta(tokens, {"input_tokens": tokens}))[1:]
+
+
+def cohere_floats(rows: Rows, texts: list[str] | None, tokens: int) -> Pieces:
+    """Those of its first API where no types were asked for."""
+    head = {"id": uuid.uuid4().hex, "response_type": "embeddings_floats"}
+    tail = {"texts": texts, "meta": cohere_meta(tokens, {"input_tokens": tokens}, "1")}
+    return object_pieces(head, "embeddings", written(rows, "float"), tail)
 
 
 def written(rows: Rows, form: Form) -> Iterator[bytes]:

@@ -74,8 +74,11 @@ def actions(service: RetrievalService) -> dict[str, tuple[Action, Protocol]]:
     return {
         "/v1/embeddings": (service.embeddings, "openai"),
         "/v1/multi-vector": (service.multi_vector, "openai"),
+        "/embeddings": (service.embeddings, "openai"),
+        "/v1/embed": (service.cohere_embed_v1, "cohere"),
         "/v2/embed": (service.cohere_embed, "cohere"),
         "/embed": (service.tei_embed, "tei"),
+        "/similarity": (service.tei_similarity, "tei"),
         "/embed_all": (service.tei_embed_all, "tei"),
         "/embed_sparse": (service.tei_embed_sparse, "tei"),
         "/v1/rerank": (service.jina_rerank, "openai"),

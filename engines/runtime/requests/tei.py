@@ -1,4 +1,4 @@
-"""Requests as clients of text-embeddings-inference (TEI) send them: /embed, /rerank with `texts`, /predict."""
+"""Requests as clients of text-embeddings-inference (TEI) send them, and what only they send: `texts` at /rerank."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from engines.runtime.requests.embeddings import EmbedRequest, dimensions
 from engines.runtime.requests.fields import Body, boolean, inputs, listed, optional_string, required, text, texts
 from engines.runtime.requests.input_types import named_prompt
 from engines.runtime.requests.rerank import MAX_DOCUMENTS, RerankRequest, query
+from engines.runtime.requests.scoring import ScoreRequest
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
 
 MAX_TEXTS = 10_000  # of one request
+
+
+SOURCE, SENTENCES = "source_sentence", "sentences"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,27 @@ def tei_sparse_request(body: Body, model: RetrievalModel) -> EmbedRequest:
         if body.get(name):
             raise InvalidRequest(f"{name} is for dense embeddings; this model's are sparse.", param=name)
     return tei_embed_request(body, model, normalize=False)
+
+
+def similarity_request(body: Body, model: RetrievalModel) -> ScoreRequest:
+    """`inputs`: an object with the `source_sentence` and the `sentences` to compare it with."""
+    given = required(body, "inputs")
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"inputs must be an object with {SOURCE} and {SENTENCES}.", param="inputs")
+    parameters = body.get("parameters")
+    if parameters is None:
+        parameters = {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("parameters must be an object.", param="parameters")
+    cut = truncation(parameters, model.encoder.max_tokens)
+    return ScoreRequest(
+        first=[text(required(given, SOURCE), SOURCE)],
+        second=texts(listed(required(given, SENTENCES), SENTENCES, MAX_TEXTS), SENTENCES, MAX_TEXTS),
+        first_param=SOURCE,
+        second_param=SENTENCES,
+        options=EncodeOptions(cut.limit, cut.left, named_prompt(parameters, model.prompts)),
+        truncate=cut.cut,
+    )
 
 
 def is_tei_rerank(body: Body) -> bool:
