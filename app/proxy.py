@@ -18,7 +18,7 @@ from app.default_model import default_model
 from app.errors import Header, render_event
 from app.foreign import EVENT_STREAM, FIRST_ERROR, FIRST_FAILURE, read_checked, read_up_to
 from app.request_body import RequestBody, parse_body, parse_document
-from app.routes import Route, check_task
+from app.routes import Route, check_task, meant
 from app.sending import AnswerCutOff, EngineUnreachable, NotServed, Sender, who
 from app.state import AppState
 from app.upstream import BROKEN, Upstreams
@@ -79,6 +79,7 @@ class DataPlane:
         """Raises RoundhouseError while nothing was sent, ClientGone, or AnswerCutOff."""
         raw = await exchange.read_body(self._bodies)
         document = parse_document(raw)
+        route = meant(route, document)
         exchange.protocol = route.protocol_of(document)
         body = parse_body(raw, document, model_needed=exchange.protocol != "tei")
         spec = self._spec_of(body, route)
