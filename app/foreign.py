@@ -22,7 +22,8 @@ EVENT_STREAM = "text/event-stream"
 CHECKED_BYTES = 1 << 20  # longer answers (embeddings) pass as they come
 SHOWN_CHARS = 120
 FIRST_ERROR = 400  # of HTTP's statuses
-FIRST_FAILURE = 500  # of those that are the engine's fault
+FIRST_FAILURE = 500  # of those that are the engine's fault …
+LOOP = 508  # … but for this one, which says it of a model alone
 UNAUTHORIZED = 401
 KEY_RETRY_S = 60.0  # until somebody has changed the key
 UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # in a header: uvicorn would break off with it
@@ -43,6 +44,11 @@ class NoAnswer(EngineGone):
     def __init__(self, message: str, why: str, said: str = "") -> None:
         super().__init__(message + said + ".")
         self.why = why
+
+
+def is_failure(status: int) -> bool:
+    """Whether it counts against the engine."""
+    return status >= FIRST_FAILURE and status != LOOP
 
 
 async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protocol: Protocol) -> bytes:

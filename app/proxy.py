@@ -6,7 +6,6 @@ validation and middleware cost more than all that happens here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import NoReturn
 
@@ -16,8 +15,9 @@ import orjson
 from app.asgi import Bodies, Exchange
 from app.default_model import default_model
 from app.errors import Header, render_event
-from app.foreign import EVENT_STREAM, FIRST_ERROR, FIRST_FAILURE, read_checked, read_up_to
+from app.foreign import EVENT_STREAM, FIRST_ERROR, is_failure, read_checked, read_up_to
 from app.request_body import RequestBody, parse_body, parse_document
+from app.request_headers import request_headers
 from app.routes import Route, check_task, meant
 from app.sending import AnswerCutOff, EngineUnreachable, NotServed, Sender, who
 from app.state import AppState
@@ -115,7 +115,8 @@ class DataPlane:
         upstream.running += 1
         response: aiohttp.ClientResponse | None = None
         try:
-            headers = _request_headers(exchange, lease.endpoint.headers.items())
+            headers = {"Content-Type": "application/json"}
+            headers |= request_headers(exchange, lease, REQUEST_HEADERS, self._state.name)
             response = await upstream.post(route.path, body.with_model(lease.served_name), headers)
             await self._pass_on(exchange, route, response, lease)
         finally:
@@ -126,7 +127,7 @@ class DataPlane:
     async def _pass_on(self, exchange: Exchange, route: Route, response: aiohttp.ClientResponse, lease: Lease) -> None:
         """As `_send_answer`; notes in the lease how the request ends, where that is known already."""
         first = b""
-        if response.status >= FIRST_FAILURE:
+        if is_failure(response.status):
             lease.fails(f"status {response.status}")
         elif response.status >= FIRST_ERROR:
             lease.answers()
@@ -201,17 +202,6 @@ async def _tell_in_event(
         raise EngineGone(f"{who(lease)} answered with status {response.status} and no stream.")
     await exchange.body(error_event(route.protocol, told), False)
     raise NotServed
-
-
-def _request_headers(exchange: Exchange, own: Iterable[tuple[str, str]]) -> dict[str, str]:
-    given = exchange.headers
-    headers = {"Content-Type": "application/json", "X-Request-Id": exchange.request_id}
-    for key, name in REQUEST_HEADERS:
-        value = given.get(key)
-        if value is not None and value.isascii():
-            headers[name] = value.decode("ascii")
-    headers.update(own)
-    return headers
 
 
 def _response_headers(response: aiohttp.ClientResponse) -> tuple[list[Header], int]:

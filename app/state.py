@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class AppState:
     config_error: str | None = None  # why the configuration file, as it is now, is not in use
     scan_error: str | None = None
     started_s: float = field(default_factory=time.monotonic)
+    name: str = field(default_factory=lambda: f"roundhouse-{os.urandom(8).hex()}")  # of this one, for other servers
     scanned: asyncio.Event = field(default_factory=asyncio.Event)  # the models folder was read once (or could not be)
 
     async def wait_scanned(self) -> None:

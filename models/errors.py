@@ -11,6 +11,7 @@ RoundhouseError
 ├── LoadFailed          503 model_load_failed
 ├── EngineGone          502 engine_error       (the engine died while answering)
 ├── Unavailable         503 engine_unavailable (a server elsewhere is down)
+├── LoopDetected        508 loop_detected      (servers elsewhere ask each other for a model)
 ├── InternalFault       500 internal_error     (a bug of ours; the scheduler begins anew)
 └── ShuttingDown        503 shutting_down
 """
@@ -73,6 +74,10 @@ class EngineGone(RoundhouseError):
 
 class Unavailable(RoundhouseError):
     status, type, code = 503, "server_error", "engine_unavailable"
+
+
+class LoopDetected(RoundhouseError):
+    status, type, code = 508, "invalid_request_error", "loop_detected"
 
 
 class InternalFault(RoundhouseError):

@@ -41,7 +41,7 @@ class KServe:
         self._manager = state.manager
         self._bodies = bodies
         self._sender = Sender(state)
-        self._forwarding = Forwarding(upstreams, state.settings.upstream_idle_timeout_s)
+        self._forwarding = Forwarding(upstreams, state.settings.upstream_idle_timeout_s, state.name)
 
     async def answer(self, exchange: Exchange) -> None:
         """Raises as `DataPlane.answer`."""

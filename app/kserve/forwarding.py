@@ -11,7 +11,8 @@ import aiohttp
 
 from app.asgi import Exchange
 from app.errors import Header, InvalidRequest, NotFound, RequestError
-from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, NoAnswer, check_head, read_checked
+from app.foreign import FIRST_ERROR, FIRST_FAILURE, UNAUTHORIZED, NoAnswer, check_head, is_failure, read_checked
+from app.request_headers import request_headers
 from app.sending import CUT_OFF, AnswerCutOff, NotServed, failed, unreached, who
 from app.upstream import BROKEN, Upstream, Upstreams
 from models.errors import RoundhouseError, Unavailable
@@ -58,9 +59,11 @@ async def off_loop(size_bytes: int, work: Callable[[], T]) -> T:
 class Forwarding:
     """To whatever server a lease names."""
 
-    def __init__(self, upstreams: Upstreams, timeout_s: float) -> None:
+    def __init__(self, upstreams: Upstreams, timeout_s: float, name: str) -> None:
+        """`name`: of this Roundhouse, for other servers."""
         self._upstreams = upstreams
         self._timeout_s = timeout_s
+        self._name = name
 
     async def infer(self, exchange: Exchange, lease: Lease, request: InferRequest, body: bytes, version: str) -> None:
         """`body` is the request as it came. Raises what `Sender.send` takes from a relay."""
@@ -75,7 +78,7 @@ class Forwarding:
         if lease.endpoint.base_url.startswith("grpc"):
             return await self._ready_by_grpc(lease, version)
         upstream = self._upstreams.get(lease.endpoint)
-        headers = dict(lease.endpoint.headers)
+        headers = request_headers(exchange, lease, (), self._name)
         response = await upstream.get(_path(lease.served_name, version, "/ready"), headers)
         response.close()
         _note(lease, response.status if response.status != BUSY else NOT_FOUND)  # that says it of the model
@@ -86,7 +89,9 @@ class Forwarding:
         upstream.running += 1
         response: aiohttp.ClientResponse | None = None
         try:
-            response = await upstream.post(path, body, _request_headers(exchange, lease), known=False)
+            response = await upstream.post(
+                path, body, request_headers(exchange, lease, REQUEST_HEADERS, self._name), known=False
+            )
             await _pass_on(exchange, lease, response)
         finally:
             upstream.running -= 1
@@ -129,7 +134,7 @@ class Forwarding:
 
 
 def _note(lease: Lease, status: int) -> None:
-    if status >= FIRST_FAILURE and status != NOT_IMPLEMENTED:
+    if is_failure(status) and status != NOT_IMPLEMENTED:
         lease.fails(f"status {status}")
     else:
         lease.answers()
@@ -193,12 +198,3 @@ async def _next(response: aiohttp.ClientResponse) -> bytes:
 
 def _path(name: str, version: str, action: str) -> str:
     return f"/v2/models/{quote(name)}{f'/versions/{quote(version)}' if version else ''}{action}"
-
-
-def _request_headers(exchange: Exchange, lease: Lease) -> dict[str, str]:
-    headers = {"X-Request-Id": exchange.request_id}
-    for key, name in REQUEST_HEADERS:
-        value = exchange.headers.get(key)
-        if value is not None and value.isascii():
-            headers[name] = value.decode("ascii")
-    return headers | dict(lease.endpoint.headers)
