@@ -32,12 +32,14 @@ CUT_OFF = "closed the connection before the end of its answer"
 class EngineUnreachable(EngineGone):
     """The engine gave no answer at all, and can have done nothing that lasts; nothing was sent to the client yet.
 
-    `told`: to the client, once this is not tried again; None for an engine of ours, which then has ended.
+    `told`: to the client, once this is not tried again, and `server` its base URL; None for an engine of ours, which
+    then has ended.
     """
 
-    def __init__(self, why: str, told: RoundhouseError | None = None) -> None:
+    def __init__(self, why: str, told: RoundhouseError | None = None, server: str | None = None) -> None:
         super().__init__(why)
         self.told = told
+        self.server = server
 
 
 class AnswerCutOff(Exception):
@@ -62,8 +64,10 @@ class Sender:
     ) -> None:
         """`relay` sends the request by a lease and passes the answer on. It is called again if it got no answer.
 
-        Raises RoundhouseError, ClientGone, and AnswerCutOff and NotServed as `relay` does.
+        Not for the same server elsewhere: a moment later that is no nearer, and its circuit breaker would count one
+        request twice. Raises RoundhouseError, ClientGone, and AnswerCutOff and NotServed as `relay` does.
         """
+        before: EngineUnreachable | None = None
         for attempt in range(1, ATTEMPTS + 1):
             asked_s = time.monotonic()
             try:
@@ -71,12 +75,15 @@ class Sender:
                     async with self._manager.lease(spec) as lease:
                         wait.end()
                         self._metrics.waited(spec.id, time.monotonic() - asked_s)
+                        if before and before.told and before.server == lease.endpoint.base_url:
+                            raise before.told
                         await self._relay(lease, relay)
                 return
             except EngineUnreachable as error:
                 logger.warning("{}: the engine of {} gave no answer: {}", exchange.request_id, spec.id, error)
                 if attempt == ATTEMPTS:
                     raise (error.told or _ended_before(spec)) from None
+                before = error
                 if error.told is None:  # of servers elsewhere another may have it, at once
                     await asyncio.sleep(RETRY_PAUSE_S)
             except TimeoutError:
@@ -134,8 +141,9 @@ def unreached(lease: Lease, why: str) -> EngineUnreachable:
     """Nothing of the request was read, or it was by an engine that has ended."""
     if lease.endpoint.ends_with_us:
         return EngineUnreachable(why)
-    told = f"{who(lease)} ({lease.spec.engine}) cannot be reached: {why}."
-    return EngineUnreachable(why, Unavailable(told, param="model", retry_after_s=UNREACHED_RETRY_S))
+    text = f"{who(lease)} ({lease.spec.engine}) cannot be reached: {why}."
+    told = Unavailable(text, param="model", retry_after_s=UNREACHED_RETRY_S)
+    return EngineUnreachable(why, told, lease.endpoint.base_url)
 
 
 def _note(lease: Lease, error: EngineGone) -> None:

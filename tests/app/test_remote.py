@@ -170,7 +170,8 @@ async def test_a_server_that_is_gone_opens_its_circuit_and_from_then_on_requests
         first = await served.chat(FAR)
         assert (first.status_code, first.json()["error"]["code"]) == (503, "engine_unavailable")
         assert f"no connection to 127.0.0.1:{server.port}: Connection refused" in first.json()["error"]["message"]
-        await fail(served, FAILURES)
+        assert circuit(served)["failures"] == 1
+        await fail(served, FAILURES - 1)
         took_s, refused = min([await timed(served.chat(FAR)) for _ in range(3)], key=lambda pair: pair[0])
         assert took_s < FAIL_FAST_S
         error = refused.json()["error"]
@@ -244,6 +245,10 @@ async def test_with_another_server_nobody_notices_that_one_is_gone(server: Elsew
         answers = [await served.chat(FAR) for _ in range(FAILURES + 2)]
         assert [answer.status_code for answer in answers] == [200] * (FAILURES + 2)
         assert len(other.asked) == FAILURES + 2
+        await other.kill()
+        before = [circuit(served, number)["failures"] for number in (0, 1)]
+        assert (await served.chat(FAR)).status_code == 503
+        assert [circuit(served, number)["failures"] for number in (0, 1)] == [before[0] + 1, before[1] + 1]
 
 
 async def test_the_server_with_the_fewest_running_requests_is_asked(server: Elsewhere) -> None:

@@ -162,6 +162,7 @@ async def test_a_proxy_that_does_not_let_us_through_is_told_without_its_password
         assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
         assert "its proxy (HTTPS_PROXY) answered with status 407" in refused.json()["error"]["message"]
         told = await shown(served)
+    assert '"failures":1' in told
     assert "falsch" not in refused.text + told + "".join(capfd.readouterr())
 
 
