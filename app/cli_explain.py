@@ -6,12 +6,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from app.cli_output import STATE_STYLES, print_table, printable, seconds, size
+from app.cli_output import STATE_STYLES, brief, print_table, printable, seconds, size
 
 
 def print_forecast(forecast: Mapping[str, Any]) -> None:
     """What GET /v1/model/explain says."""
-    sys.stdout.write(printable(f"{forecast['model']} is {forecast['state']}. {_then(forecast)} {forecast['reason']}\n"))
+    why = brief(str(forecast["reason"]))
+    sys.stdout.write(printable(f"{forecast['model']} is {forecast['state']}. {_then(forecast)} {why}\n"))
     if forecast["ahead"]:
         sys.stdout.write(printable(f"Before it: {', '.join(forecast['ahead'])}\n"))
     if forecast["evictions"]:

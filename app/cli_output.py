@@ -101,7 +101,12 @@ def print_statuses(statuses: Sequence[Mapping[str, Any]], memory: Mapping[str, A
         sys.stdout.write(f"{size(memory.get('charged_bytes')) or '0 B'} of {size(memory['budget_bytes'])} in use\n")
     for status in statuses:
         if status.get("error"):
-            print_error(f"{status['id']}: {status['error']}")
+            print_error(f"{status['id']}: {brief(str(status['error']))}")
+
+
+def brief(cause: str) -> str:
+    """Why a load failed, without the lines of its engine's log that the server adds; the file is named before them."""
+    return cause.partition(" The end of its log:")[0]
 
 
 def _status_row(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -146,7 +146,8 @@ def refusal(spec: ModelSpec, context: EngineContext) -> str:
 def is_unusual(spec: ModelSpec, context: EngineContext) -> bool:
     """Whether more is asked of vLLM than what we derive for every model: worth a look of its own before a start."""
     speculation = vllm_speculative.choose(spec, context.device, context.models_dir)
-    return bool(given_arguments(spec, context) or speculation.config or gpu_spread(spec, context).gpus > 1)
+    longer = (spec.overrides.max_model_len or 0) > (spec.max_model_len or 0)  # than the config says, which vLLM refuses
+    return bool(given_arguments(spec, context) or speculation.config or longer or gpu_spread(spec, context).gpus > 1)
 
 
 def _set_parsers(draft: _Draft, spec: ModelSpec) -> None:

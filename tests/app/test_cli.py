@@ -187,6 +187,12 @@ def test_ps_shows_loaded_models_and_memory(run: Callable[..., Result]) -> None:
     assert "org/embedder" in run("ps", "--all").stdout
 
 
+def test_ps_says_why_a_load_failed_without_the_engines_log(run: Callable[..., Result], stub: Stub) -> None:
+    cause = "no such tensor (log: /state/logs/x.log). The end of its log: Traceback\n  File 1"
+    stub.on("GET /v1/models/org/big-chat", STATUS | {"state": "failed", "error": cause})
+    assert run("ps").stderr == "roundhouse: org/big-chat: no such tensor (log: /state/logs/x.log).\n"
+
+
 def test_ps_json_has_models_and_memory(run: Callable[..., Result]) -> None:
     document = json.loads(run("ps", "--json").stdout)
     assert [model["id"] for model in document["models"]] == ["org/big-chat"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def test_a_model_takes_as_few_gpus_as_hold_it(
     args = serve_args(spec, context(gpus)).args
     assert ("--tensor-parallel-size" in args, "--pipeline-parallel-size" in args) == (tensor > 1, pipeline > 1)
     assert is_unusual(spec, context(gpus)) == (tensor * pipeline > 1)
+
+
+def test_a_longer_context_than_the_models_is_worth_a_look_before_the_start(tmp_path: Path) -> None:
+    spec = model(tmp_path, 16)
+    for length, unusual in ((16384, False), (32768, False), (32769, True)):
+        assert is_unusual(replace(spec, overrides=ModelOverrides(max_model_len=length)), context(1)) == unusual
 
 
 def test_what_is_counted_is_its_share_of_the_first_gpu(tmp_path: Path) -> None:
