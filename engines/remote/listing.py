@@ -1,24 +1,19 @@
-"""What servers elsewhere say that they have (`GET …/models`), and the last of it, kept for when they are down."""
+"""What servers elsewhere that speak OpenAI's API say that they have (`GET …/models`)."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
+from engines.remote.remote_factory import NoList
 from models.discovery.evidence import task_by_name
 from models.types import Task
-
-log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 5.0
 MAX_BYTES = 8 << 20
@@ -27,12 +22,6 @@ MAX_NAME = 512
 SERVED = frozenset({Task.CHAT, Task.COMPLETION, Task.EMBED, Task.RERANK, Task.CLASSIFY})
 
 AT_ROOT = " (with a url that names no path, not even /, it is asked at /v1)"
-
-Listed = dict[str, "Listing"]  # by the server's name of a model
-
-
-class NoList(Exception):
-    """A server did not say what it has; the text says why, as a phrase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +34,9 @@ class Listing:
     created_s: int = 0
 
 
-async def ask(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], proxy: str | None = None) -> Listed:
+async def ask(
+    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], proxy: str | None = None
+) -> dict[str, Listing]:
     """The models of the server whose API is at `url`. Raises NoList; takes a few seconds at most."""
     path = urlsplit(url).path
     what = f"GET {path}/models"
@@ -76,7 +67,7 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(raw)
 
 
-def parse(raw: bytes) -> Listed:
+def parse(raw: bytes) -> dict[str, Listing]:
     """Raises NoList, which says what is there instead. Models that only that server could use are left out."""
     try:
         document = orjson.loads(raw)
@@ -107,44 +98,4 @@ def _listing(entry: Mapping[str, Any]) -> Listing | None:
         task_told=known,
         max_model_len=length if isinstance(length, int) and 0 < length < 1 << 53 else None,
         created_s=created if isinstance(created, int) and 0 <= created < 1 << 53 else 0,
-    )
-
-
-class KeptLists:
-    """The last lists of an engine's servers, by URL, in one file. Losing it costs only what is not up at the start."""
-
-    def __init__(self, cache_dir: Path, engine: str) -> None:
-        name = hashlib.sha256(engine.encode()).hexdigest()[:16]
-        self._path = cache_dir / "remote" / f"{name}.json"
-
-    def read(self, urls: tuple[str, ...]) -> dict[str, Listed]:
-        try:
-            raw = orjson.loads(self._path.read_bytes())
-            return {
-                url: {name: _kept(entry) for name, entry in raw[url].items()}
-                for url in urls
-                if raw.get(url) is not None
-            }
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("cannot read %s (%s): servers are asked anew what they have", self._path, error)
-            return {}
-
-    def write(self, lists: Mapping[str, Listed]) -> None:
-        kept = {url: {name: asdict(one) for name, one in listed.items()} for url, listed in lists.items()}
-        try:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_bytes(orjson.dumps(kept))
-            os.replace(temporary, self._path)
-        except OSError as error:
-            log.warning("cannot write %s (%s): what servers have is forgotten at exit", self._path, error)
-
-
-def _kept(entry: Mapping[str, Any]) -> Listing:
-    """Raises what `read` catches for what we cannot have written."""
-    length = entry["max_model_len"]
-    return Listing(
-        Task(entry["task"]), bool(entry["task_told"]), None if length is None else int(length), int(entry["created_s"])
     )

@@ -11,6 +11,7 @@ import aiohttp
 import orjson
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from engines.remote.remote_factory import NoList
 from models.types import Signature, Tensor
 from utils.kserve_grpc import CallFailed, KServeChannel, Unreached, service_pb2
 
@@ -27,10 +28,6 @@ INDEX_METHOD, METADATA_METHOD = "RepositoryIndex", "ModelMetadata"
 UNLISTED = "it cannot list its models; name them under `models:` of its engine"
 
 
-class ListingFailed(Exception):
-    """The text says why, for people."""
-
-
 class NoSuchModel(Exception):
     pass
 
@@ -39,11 +36,11 @@ class Lists(Protocol):
     """Asks one server."""
 
     async def index(self) -> list[str]:
-        """The names of the models that are ready. Raises ListingFailed."""
+        """The names of the models that are ready. Raises NoList."""
         ...
 
     async def signature(self, name: str) -> Signature:
-        """Raises NoSuchModel and ListingFailed."""
+        """Raises NoSuchModel and NoList."""
         ...
 
     async def close(self) -> None: ...
@@ -55,18 +52,18 @@ def lists_at(url: str, headers: Mapping[str, str], proxy: str | None = None) -> 
 
 
 async def ask(server: Lists, names: Iterable[str] | None) -> dict[str, Signature]:
-    """All that `server` has, or those of `names` that it has. Raises ListingFailed."""
+    """All that `server` has, or those of `names` that it has. Raises NoList."""
     try:
         async with asyncio.timeout(ALL_TIMEOUT_S):
             return await _ask(server, names)
     except TimeoutError:
-        raise ListingFailed(f"it does not tell of all its models within {ALL_TIMEOUT_S:g} s") from None
+        raise NoList(f"it does not tell of all its models within {ALL_TIMEOUT_S:g} s") from None
 
 
 async def _ask(server: Lists, names: Iterable[str] | None) -> dict[str, Signature]:
     wanted = list(names) if names is not None else await server.index()
     if len(wanted) > MAX_MODELS:
-        raise ListingFailed(f"it lists {len(wanted)} models, more than {MAX_MODELS}")
+        raise NoList(f"it lists {len(wanted)} models, more than {MAX_MODELS}")
     places = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def one(name: str) -> Signature:
@@ -93,7 +90,7 @@ class GrpcLists:
         try:
             raw = await self._call(INDEX_METHOD, service_pb2.RepositoryIndexRequest())
         except CallFailed as error:
-            raise ListingFailed(UNLISTED if error.status == 501 else _why(error)) from None
+            raise NoList(UNLISTED if error.status == 501 else _why(error)) from None
         models = _decoded(service_pb2.RepositoryIndexResponse, raw).models
         return _ready((model.name, model.state) for model in models)
 
@@ -101,7 +98,7 @@ class GrpcLists:
         try:
             raw = await self._call(METADATA_METHOD, service_pb2.ModelMetadataRequest(name=name))
         except CallFailed as error:
-            raise NoSuchModel if error.status in NOT_FOUND else ListingFailed(_why(error)) from None
+            raise NoSuchModel if error.status in NOT_FOUND else NoList(_why(error)) from None
         told = _decoded(service_pb2.ModelMetadataResponse, raw)
         return Signature(_of_messages(told.inputs), _of_messages(told.outputs), tuple(told.versions), told.platform)
 
@@ -109,7 +106,7 @@ class GrpcLists:
         try:
             return await self._channel.call(method, request.SerializeToString(), self._headers, ASK_TIMEOUT_S)
         except Unreached as error:
-            raise ListingFailed(str(error)) from None
+            raise NoList(str(error)) from None
 
     async def close(self) -> None:
         await self._channel.close()
@@ -128,9 +125,9 @@ class HttpLists:
     async def index(self) -> list[str]:
         status, told = await self._ask("POST", INDEX)
         if status in (404, 405):
-            raise ListingFailed(UNLISTED)
+            raise NoList(UNLISTED)
         if not isinstance(told, list) or not all(isinstance(model, dict) for model in told):
-            raise ListingFailed(f"what it answers at {INDEX} (status {status}) is no list of models")
+            raise NoList(f"what it answers at {INDEX} (status {status}) is no list of models")
         return _ready((model.get("name"), model.get("state", "READY")) for model in told)
 
     async def signature(self, name: str) -> Signature:
@@ -148,7 +145,7 @@ class HttpLists:
                 str(told.get("platform", "")),
             )
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise ListingFailed(f"what it answers at {path} (status {status}) describes no model") from None
+            raise NoList(f"what it answers at {path} (status {status}) describes no model") from None
 
     async def _ask(self, method: str, path: str) -> tuple[int, Any]:
         """Status and document, None where that is no JSON."""
@@ -159,11 +156,11 @@ class HttpLists:
         except orjson.JSONDecodeError:
             return response.status, None
         except TimeoutError:
-            raise ListingFailed(f"it does not answer within {ASK_TIMEOUT_S:g} s") from None
+            raise NoList(f"it does not answer within {ASK_TIMEOUT_S:g} s") from None
         except aiohttp.ClientHttpProxyError as error:  # whose text has the proxy's password
-            raise ListingFailed(f"the proxy answered with status {error.status}") from None
+            raise NoList(f"the proxy answered with status {error.status}") from None
         except aiohttp.ClientError as error:
-            raise ListingFailed(str(error) or type(error).__name__) from None
+            raise NoList(str(error) or type(error).__name__) from None
 
     async def close(self) -> None:
         await self._session.close()
@@ -178,7 +175,7 @@ def _decoded(kind: Any, raw: bytes) -> Any:
     try:
         return kind.FromString(raw)
     except DecodeError:
-        raise ListingFailed("what it answers is no message of KServe V2") from None
+        raise NoList("what it answers is no message of KServe V2") from None
 
 
 async def _read(content: aiohttp.StreamReader) -> bytes:
@@ -186,7 +183,7 @@ async def _read(content: aiohttp.StreamReader) -> bytes:
     async for chunk in content.iter_any():
         kept += chunk
         if len(kept) > MAX_ANSWER_BYTES:
-            raise ListingFailed(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
+            raise NoList(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
     return bytes(kept)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from engines.base import Declaration, EngineContext, EngineUnavailable
-from engines.remote.listing import Listing, NoList, parse
+from engines.remote.listing import Listing, parse
 from engines.remote.openai_factory import OpenAIFactory
+from engines.remote.remote_factory import NoList
 from models.types import ModelSpec, Task
 from tests.app.elsewhere import Elsewhere, elsewhere, http
 
