@@ -6,7 +6,6 @@ weights nor in its configuration; discovery goes by architecture and name (`mode
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -26,13 +25,12 @@ from engines.runtime.retrieval import (
     Source,
     Weights,
 )
-from engines.runtime.tokenizing import CUTS_ENDS, Padding, cut_documents, longest_input, require_vocabulary
+from engines.runtime.tokenizing import CUTS_ENDS, Padding, Pair, TextCutter, longest_input, require_vocabulary
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from engines.runtime.whole_weights import require_whole
 from models.types import Method, Task
 
-Pair = tuple[str, str]
 MIN_PAIR_TOKENS = 16
 
 
@@ -62,15 +60,15 @@ class CausalReranker:
         trust = {"local_files_only": True, "trust_remote_code": args.trust_remote_code}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path, **trust)
         require_vocabulary(self.tokenizer)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_path,
             dtype=args.resolved_dtype,
             use_safetensors=None if args.allow_pickle else True,
             output_loading_info=True,
             **trust,
         )
+        self._model, info = loaded
         require_whole(info, pooler=True)
-        self._model: Any = model
         self._model.eval().to(args.device)
         self.weights: Weights = ModuleWeights(self._model, args.device)
         self._template: Template = TEMPLATES[args.method](self.tokenizer)
@@ -87,13 +85,11 @@ class CausalReranker:
         return rows
 
 
-class PromptEncoder:
+class PromptEncoder(TextCutter):
     """Pairs as prompts, filled up on the left, so that each ends where the answer begins."""
 
     def __init__(self, tokenizer: Any, template: Template, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-        self.lock = threading.Lock()
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer, max_tokens)
         self._template = template
         self._padding = Padding(tokenizer, left=True)
 
@@ -103,7 +99,7 @@ class PromptEncoder:
         pairs = [source for source in sources if isinstance(source, tuple)]
         if len(pairs) != len(sources):
             raise InvalidRequest("This model takes pairs of texts only.")
-        cut = cut_documents(self._tokenizer, pairs, options.document_limit)
+        cut = self.cut_documents(pairs, options.document_limit)
         prompts = self._template.ids([p for p in cut if isinstance(p, tuple)], options.prompt, options.limit)
         return [
             Encoded(pair, len(ids), np.asarray(ids, dtype=np.int32)) for pair, ids in zip(pairs, prompts, strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
 from engines.runtime.backends.bodies import load
 from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
@@ -92,6 +92,8 @@ def loading_options(args: TransformersArgs) -> dict[str, Any]:
 
 
 def limit_length(model: Any, max_model_len: int | None) -> None:
+    if isinstance(model[0], StaticEmbedding):  # has no limit, and cuts nothing
+        return
     if max_model_len is not None and (model.max_seq_length or max_model_len) >= max_model_len:
         model.max_seq_length = max_model_len
 

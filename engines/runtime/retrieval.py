@@ -149,7 +149,7 @@ def encode_within(
         if isinstance(source, list) and not all(map(is_token_id, source)):
             raise InvalidRequest(f"{param}[{index}] must hold only token ids: integers from 0.", param=param)
     limit = options.limit or encoder.max_tokens
-    read = _beginnings(encoder, sources, options, limit)
+    read = _beginnings(encoder, sources, options, limit) if truncate else list(sources)
     encoded = _encoded(encoder, read, replace(options, limit=None), param)
     for index, source in enumerate(sources):
         if read[index] is not source and encoded[index].tokens <= long_texts.needed_tokens(source, limit):
@@ -159,12 +159,11 @@ def encode_within(
     if not over:
         return encoded
     if not truncate:
-        index = over[0]
-        counted = f"more than {limit}" if read[index] is not sources[index] else str(encoded[index].tokens)
+        first = encoded[over[0]]
+        most = min(limit, first.most or limit)
         raise TooLong(
-            f"{param}[{first_index + index}] has {counted} tokens{_counted(sources[index])}, but this model takes at "
-            f"most {min(limit, encoded[index].most or limit)}. Send less, or ask for truncation (truncate, "
-            "truncate_prompt_tokens).",
+            f"{param}[{first_index + over[0]}] has {first.tokens} tokens{_counted(first.source)}, but this model takes "
+            f"at most {most}. Send less, or ask for truncation (truncate, truncate_prompt_tokens).",
             param=param,
         )
     cut = _encoded(encoder, [read[index] for index in over], replace(options, limit=limit), param)

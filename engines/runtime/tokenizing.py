@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import MLMTransformer
 from transformers import PreTrainedTokenizerBase
 
+from engines.runtime import long_texts
 from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Ids, InputEncoder, InvalidRequest, Side, Source
 
+Pair = tuple[str, str]
 UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
+STATIC_MAX_TOKENS = UNDECLARED_MAX_TOKENS * 64  # a mean of as many vectors takes no memory
 CUTS_ENDS = "truncation_side (or truncate: START): this model cuts its inputs at their end only."
 PLAIN_TASKS = ("feature-extraction", "sequence-classification", "fill-mask")
 # Where sentence-transformers' encode_query and encode_document look for their prompt.
@@ -50,7 +56,8 @@ class Prompts:
 def make_encoder(model: Any, max_model_len: int | None) -> InputEncoder:
     """The encoder for a SentenceTransformer, CrossEncoder or SparseEncoder."""
     require_vocabulary(model.tokenizer)
-    max_tokens = longest_input(model.max_seq_length, max_model_len)
+    declared = STATIC_MAX_TOKENS if isinstance(model[0], StaticEmbedding) else model.max_seq_length
+    max_tokens = longest_input(declared, max_model_len)
     prompts = Prompts(model)
     return (
         TokenizerEncoder(model, max_tokens, prompts) if _is_plain(model) else ModuleEncoder(model, max_tokens, prompts)
@@ -88,28 +95,75 @@ def same_options(batch: Sequence[Encoded]) -> list[list[int]]:
     return list(places.values())
 
 
-def cut_documents(tokenizer: Any, sources: Sequence[Source], limit: int | None) -> Sequence[Source]:
-    """`sources` with the second text of each pair ended after `limit` of its tokens."""
-    if limit is None or not sources or not isinstance(sources[0], tuple):
-        return sources
-    if not getattr(tokenizer, "is_fast", False):
-        raise InvalidRequest(
-            "max_tokens_per_doc: this model's tokenizer cannot cut documents.", param="max_tokens_per_doc"
-        )
-    pairs = [source for source in sources if isinstance(source, tuple)]
-    encoded = tokenizer(
-        [document for _, document in pairs],
-        add_special_tokens=False,
-        truncation=True,
-        max_length=limit,
-        return_attention_mask=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    return [
-        (query, document[: offsets[-1][1]] if len(offsets) == limit else document)
-        for (query, document), offsets in zip(pairs, encoded["offset_mapping"], strict=True)
-    ]
+def declared_length(module: Any, side: Side | None) -> int | None:
+    """Tokens that an input of `side` may have at most where the Transformer `module` says so."""
+    length = getattr(module, f"{side}_length", None) if side is not None else None
+    return length if isinstance(length, int) else None
+
+
+def within_side(module: Any, options: EncodeOptions) -> tuple[EncodeOptions, int | None]:
+    """`options` that cut to the length of their side too, and that length."""
+    most = declared_length(module, options.side)
+    if most is not None and options.limit is not None:
+        options = replace(options, limit=min(most, options.limit))
+    return options, most
+
+
+class TextCutter:
+    """What every encoder has: the tokenizer, and how texts that are too long for it are told beforehand."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int, *, cuts: bool = True) -> None:
+        """`cuts`: whether the model's own module, or the encoder, cuts at the tokens that it is told."""
+        self.max_tokens = max_tokens
+        self.lock = threading.Lock()
+        self._tokenizer = tokenizer
+        self._cuts = cuts
+
+    @cached_property
+    def splits_at_spaces(self) -> bool:
+        return self._cuts and long_texts.splits_at_spaces(self._tokenizer)
+
+    def cut_documents(self, sources: Sequence[Source], limit: int | None) -> Sequence[Source]:
+        """`sources` with the second text of each pair ended after `limit` of its tokens.
+
+        It ends before a character that has tokens on both sides of the limit.
+        """
+        if limit is None or not sources or not isinstance(sources[0], tuple):
+            return sources
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise InvalidRequest(
+                "max_tokens_per_doc: this model's tokenizer cannot cut documents.", param="max_tokens_per_doc"
+            )
+        pairs = [source for source in sources if isinstance(source, tuple)]
+        read = [self._beginning(pair, limit) for pair in pairs]
+        cut = self._cut([document for _, document in read], limit)
+        for index, pair in enumerate(pairs):
+            if cut[index] is None and read[index] is not pair:
+                [cut[index]] = self._cut([pair[1]], limit)
+        return [(pair[0], pair[1] if text is None else text) for pair, text in zip(pairs, cut, strict=True)]
+
+    def _beginning(self, pair: Pair, limit: int) -> Pair:
+        if not long_texts.is_long(pair) or not self.splits_at_spaces:
+            return pair
+        begun = long_texts.beginning(pair, limit + long_texts.MARGIN_TOKENS)
+        return begun if isinstance(begun, tuple) else pair
+
+    def _cut(self, documents: list[str], limit: int) -> list[str | None]:
+        """What each has within `limit` tokens; None where that is all of it."""
+        with cutting(self._tokenizer, "right"):
+            encoded = self._tokenizer(
+                documents,
+                add_special_tokens=False,
+                truncation=True,
+                max_length=limit + 1,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+        return [
+            document[: min(offsets[limit - 1][1], offsets[limit][0])] if len(offsets) > limit else None
+            for document, offsets in zip(documents, encoded["offset_mapping"], strict=True)
+        ]
 
 
 def require_room(tokenizer: Any, sources: Sequence[Source], limit: int | None) -> None:
@@ -126,17 +180,19 @@ def require_room(tokenizer: Any, sources: Sequence[Source], limit: int | None) -
 
 
 @contextmanager
-def cutting_on_the_left(tokenizer: Any, left: bool) -> Iterator[None]:
-    """Within, `tokenizer` cuts what is too long at its beginning, if `left`."""
-    if not left:
-        yield
-        return
-    side = tokenizer.truncation_side
-    tokenizer.truncation_side = "left"
+def cutting(tokenizer: Any, side: str) -> Iterator[None]:
+    """Within, `tokenizer` cuts what is too long on that side: "left", "right"."""
+    own = tokenizer.truncation_side
+    tokenizer.truncation_side = side
     try:
         yield
     finally:
-        tokenizer.truncation_side = side
+        tokenizer.truncation_side = own
+
+
+def cutting_as(tokenizer: Any, options: EncodeOptions) -> AbstractContextManager[None]:
+    """As `options` say; else as the tokenizer does."""
+    return cutting(tokenizer, "left") if options.left else nullcontext()
 
 
 def _is_plain(model: Any) -> bool:
@@ -179,28 +235,28 @@ class Padding:
         return torch.from_numpy(padded)
 
 
-class TokenizerEncoder:
+class TokenizerEncoder(TextCutter):
     """Tokenizes with the model's tokenizer and pads here."""
 
     def __init__(self, model: Any, max_tokens: int, prompts: Prompts) -> None:
-        self.max_tokens = max_tokens
-        self.lock = threading.Lock()
+        super().__init__(model.tokenizer, max_tokens)
         self._prompts = prompts
-        self._tokenizer = model.tokenizer
+        self._first = model[0]
         self._padding = Padding(model.tokenizer, left=model.tokenizer.padding_side == "left")
         self._vocabulary = model[0].model.get_input_embeddings().weight.shape[0]
 
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
+        options, most = within_side(self._first, options)
         if sources and isinstance(sources[0], list):
-            return [self._encode_ids(source, options) for source in sources]
+            return [self._encode_ids(source, options, most) for source in sources]
         if options.prompt is not None and sources and isinstance(sources[0], tuple):
             raise InvalidRequest(
                 "instruction is for rerankers made of a text generator; this one was trained without instructions.",
                 param="instruction",
             )
-        return self._encode_texts(cut_documents(self._tokenizer, sources, options.document_limit), options)
+        return self._encode_texts(self.cut_documents(sources, options.document_limit), options, most)
 
-    def _encode_ids(self, source: Source, options: EncodeOptions) -> Encoded:
+    def _encode_ids(self, source: Source, options: EncodeOptions, most: int | None) -> Encoded:
         """Nothing goes before ids: whoever made them knows what the model reads."""
         assert isinstance(source, list)
         ids = source
@@ -211,14 +267,14 @@ class TokenizerEncoder:
                 f"Token id {max(ids)} is not in this model's vocabulary of {self._vocabulary}. Token ids must come "
                 "from this model's own tokenizer (POST /tokenize); send text where they come from another."
             )
-        return Encoded(source, len(ids), np.asarray(ids, dtype=np.int32))
+        return Encoded(source, len(ids), np.asarray(ids, dtype=np.int32), most=most)
 
-    def _encode_texts(self, sources: Sequence[Source], options: EncodeOptions) -> list[Encoded]:
+    def _encode_texts(self, sources: Sequence[Source], options: EncodeOptions, most: int | None) -> list[Encoded]:
         prompt = self._prompts.of(options)
         texts = [prompt + (source[0] if isinstance(source, tuple) else str(source)) for source in sources]
         pairs = [source[1] for source in sources if isinstance(source, tuple)] or None
         require_room(self._tokenizer, sources, options.limit)
-        with cutting_on_the_left(self._tokenizer, options.left):
+        with cutting_as(self._tokenizer, options):
             output = self._tokenizer(
                 texts,
                 pairs,
@@ -229,7 +285,7 @@ class TokenizerEncoder:
             )
         type_ids = output.get("token_type_ids") or [None] * len(texts)
         return [
-            Encoded(source, len(ids), np.asarray(ids, dtype=np.int32), types and np.asarray(types, dtype=np.int32))
+            Encoded(source, len(ids), np.asarray(ids, np.int32), types and np.asarray(types, dtype=np.int32), most=most)
             for source, ids, types in zip(sources, output["input_ids"], type_ids, strict=True)
         ]
 
@@ -237,12 +293,11 @@ class TokenizerEncoder:
         return {**self._padding.collate(batch), "modality": "text"}
 
 
-class ModuleEncoder:
+class ModuleEncoder(TextCutter):
     """Leaves tokenizing to the model's own module; here inputs are only counted."""
 
     def __init__(self, model: Any, max_tokens: int, prompts: Prompts) -> None:
-        self.max_tokens = max_tokens
-        self.lock = threading.Lock()
+        super().__init__(model.tokenizer, max_tokens, cuts=not isinstance(model[0], StaticEmbedding))
         self._model = model
         self._prompts = prompts
         self._transformer = model[0] if isinstance(model[0], Transformer) else None
@@ -260,14 +315,17 @@ class ModuleEncoder:
             require_room(self._model.tokenizer, sources, options.limit)
         if options.left and not self._is_text:
             raise InvalidRequest(CUTS_ENDS, param="truncation_side")
-        sources = cut_documents(self._model.tokenizer, sources, options.document_limit)
+        sources = self.cut_documents(sources, options.document_limit)
         counts = self._count_texts(sources, options) if self._is_text else self._count_each(sources, options)
+        if not self._cuts and options.limit is not None and max(counts) > options.limit:
+            raise InvalidRequest(f"This model cannot cut its inputs; send at most {options.limit} tokens.")
         return [self._encoded(source, count, options) for source, count in zip(sources, counts, strict=True)]
 
     def _encoded(self, source: Source, count: int, options: EncodeOptions) -> Encoded:
+        options, most = within_side(self._transformer, options)
         if self._transformer is not None and options.limit is not None:
             count = min(count, options.limit)
-        return Encoded(source, count, options=options)
+        return Encoded(source, count, options=options, most=most)
 
     def _count_texts(self, sources: Sequence[Source], options: EncodeOptions) -> list[int]:
         prompt = self._prompts.of(options)
@@ -291,7 +349,7 @@ class ModuleEncoder:
             extra["processing_kwargs"] = {"text": {"max_length": options.limit}}
         if options.side is not None:
             extra["task"] = options.side
-        with self.lock, cutting_on_the_left(self._model.tokenizer, options.left):
+        with self.lock, cutting_as(self._model.tokenizer, options):
             features: dict[str, Any] = self._model.preprocess(
                 [item.source for item in batch], prompt=self._prompts.of(options), **extra
             )
