@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SparseEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import select_max_active_dims
 
 from engines.runtime.embedder import forward_alike, limit_length, loading_options, to_device
@@ -18,8 +20,8 @@ from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Task
 
-# SPLADE weighs the whole vocabulary for each token before it takes the largest; so many numbers in one pass.
-MAX_WEIGHTS = 64 * 1024**2
+# SPLADE weighs the whole vocabulary for each token before it takes the largest; so many numbers at once, 64 MB.
+MAX_WEIGHTS = 16 * 1024**2
 
 
 class SparseEmbedder:
@@ -39,6 +41,7 @@ class SparseEmbedder:
         self.tokenizer: Any = self._model.tokenizer
         self.encoder: InputEncoder = make_encoder(self._model, args.max_model_len)
         self.width = len(self.tokenizer)  # the first pass tells it exactly
+        self._by_chunks = _weigh_by_chunks(self._model)
 
     def forward(self, batch: Sequence[Encoded]) -> Sequence[NDArray[np.float32]]:
         outputs: list[NDArray[np.float32]] = []
@@ -47,8 +50,8 @@ class SparseEmbedder:
         return outputs
 
     def _parts(self, batch: Sequence[Encoded]) -> Sequence[Sequence[Encoded]]:
-        longest = max(item.tokens for item in batch)
-        count = max(1, MAX_WEIGHTS // (longest * max(1, self.width)))
+        at_once = 1 if self._by_chunks else max(item.tokens for item in batch)
+        count = max(1, MAX_WEIGHTS // (at_once * max(1, self.width)))
         return [batch[start : start + count] for start in range(0, len(batch), count)]
 
     def _forward(self, batch: Sequence[Encoded]) -> Sequence[NDArray[np.float32]]:
@@ -60,6 +63,60 @@ class SparseEmbedder:
             rows: NDArray[np.float32] = embeddings.float().cpu().numpy()
         self.width = rows.shape[1]
         return [_entries(row) for row in rows]
+
+
+class LateLinear(torch.nn.Linear):
+    """A layer that is computed later: it gives what it takes."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+class ChunkedPooling(SpladePooling):
+    """SpladePooling that computes the last layer of the model's head itself, for so many tokens at a time.
+
+    8,192 tokens times a vocabulary of 30,522 would be 1 GB for one input, and as much again while it is pooled.
+    """
+
+    def __init__(self, pooling: SpladePooling, head: torch.nn.Linear) -> None:
+        super().__init__(pooling.pooling_strategy, pooling.activation_function, pooling.embedding_dimension)
+        self._head = (head,)  # as a module it would be counted among this one's weights
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        hidden, mask, [head] = features["token_embeddings"], features["attention_mask"], self._head
+        tokens = max(1, MAX_WEIGHTS // (len(hidden) * head.out_features))
+        pooled: torch.Tensor | None = None
+        for start in range(0, hidden.shape[1], tokens):
+            span = slice(start, start + tokens)
+            logits = torch.nn.functional.linear(hidden[:, span], head.weight, head.bias)
+            chunk = super().forward({"token_embeddings": logits, "attention_mask": mask[:, span]})
+            weights = chunk["sentence_embedding"]
+            if pooled is None:
+                pooled = weights
+            else:
+                pooled = torch.maximum(pooled, weights) if self.pooling_strategy == "max" else pooled + weights
+        assert pooled is not None
+        return {**features, "sentence_embedding": pooled}
+
+
+def _weigh_by_chunks(model: SparseEncoder) -> bool:
+    """Makes the last layer of a masked language model's head a part of the pooling, if that changes nothing."""
+    if len(model) != 2 or not isinstance(model[0], Transformer) or type(model[1]) is not SpladePooling:
+        return False
+    head, pooling = model[0].model.get_output_embeddings(), model[1]
+    if type(head) is not torch.nn.Linear:
+        return False
+    example = to_device(model.preprocess(["an example"]), model.device)
+    with torch.inference_mode():
+        expected = model(dict(example))["sentence_embedding"]
+        head.__class__, model[1] = LateLinear, ChunkedPooling(pooling, head)
+        try:
+            if torch.allclose(model(dict(example))["sentence_embedding"], expected, atol=1e-3):
+                return True
+        except RuntimeError:  # something follows that layer, which takes no other width
+            pass
+        head.__class__, model[1] = torch.nn.Linear, pooling
+    return False
 
 
 def _entries(row: NDArray[np.float32]) -> NDArray[np.float32]:
