@@ -50,6 +50,12 @@ class TransformersFactory:
             args = self._args(spec)
         except ValidationError as error:
             return Verdict(False, _explain(error))
+        if spec.quantization is not None:
+            return Verdict(
+                False,
+                f"its weights are quantized ({spec.quantization}), which this engine cannot compute; get the version "
+                "of the model that is not",
+            )
         if args.task == "rerank" and args.method is None and _is_causal(spec) and not _has_modules(spec):
             return Verdict(
                 False,

@@ -98,6 +98,8 @@ def _read_modules(folder: Folder) -> list[Document]:
         raise Refused("modules.json should hold a list of modules; copy it again")
     for module in modules:
         path = module.get("path", "")
+        if path == ".":  # as Model2Vec names the folder itself
+            path = module["path"] = ""
         if not isinstance(path, str) or (path and any(name_problem(part) for part in path.split("/"))):
             raise Refused(f"modules.json names a path outside of the folder: {printable(str(path))}")
     return modules

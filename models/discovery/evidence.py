@@ -139,6 +139,12 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
             "modules.json: one model for queries and another for documents (Router)",
             "no engine serves routed embedding models yet",
         )
+    if kinds & _OLD_MODULES:
+        return _unsupported(
+            f"modules.json: {min(kinds & _OLD_MODULES)}, word vectors or layers of before transformers",
+            "no engine serves such embedding models: their vectors depend on the other texts of a batch, or on "
+            "tokenizers of their own",
+        )
     if clues.sentence_kind in _LATE_KINDS or any(module.startswith("pylate.") for module in modules):
         return _late_interaction(clues, "modules.json")
     if clues.sentence_kind == "SparseEncoder" or kinds & _SPARSE_MODULES:
@@ -151,6 +157,7 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
     return Verdict(Task.EMBED, ["modules.json: a sentence-transformers embedding model"])
 
 
+_OLD_MODULES = {"CNN", "LSTM", "BoW", "WordEmbeddings"}
 _LATE_KINDS = ("MultiVectorEncoder", "ColBERT")
 _SPARSE_MODULES = {"SpladePooling", "MLMTransformer", "SparseAutoEncoder", "SparseStaticEmbedding"}
 
@@ -167,6 +174,8 @@ def _cross_encoder(clues: Clues, kinds: set[str]) -> Verdict | None:
         return Verdict(Task.RERANK, ["modules.json: a cross-encoder that scores by a text generator's next token"])
     if any(name.endswith("ForSequenceClassification") for name in clues.architectures):
         return None
+    if "Dense" in kinds:
+        return Verdict(Task.RERANK, ["modules.json: a cross-encoder whose last module scores (Dense)"])
     return _causal_reranker(clues, "modules.json: a cross-encoder")
 
 
@@ -245,13 +254,25 @@ def _generative(clues: Clues, reason: str) -> Verdict:
     if _RERANK_NAME.search(clues.name):
         return _causal_reranker(clues, f"{reason}; name: a reranker")
     if _EMBED_NAME.search(clues.name):
-        return Verdict(Task.EMBED, [reason, "name: an embedding model", _LAST])
+        return _causal_embedder(clues, f"{reason}; name: an embedding model")
     if clues.template is not None:
         return Verdict(Task.CHAT, [reason, f"{clues.template} has a chat template → chat"])
     if _CHAT_NAME.search(clues.name):
         how = "tekken.json brings its own chat format" if clues.tekken else "though there is no chat template"
         return Verdict(Task.CHAT, [reason, f"name: an instruction or chat model → chat, {how}"])
     return Verdict(Task.COMPLETION, [reason, "no chat template → completion"])
+
+
+def _causal_embedder(clues: Clues, reason: str) -> Verdict:
+    """As sentence-transformers pools what has no modules.json."""
+    name = clues.architectures[0] if clues.architectures else ""
+    if name.endswith("ForConditionalGeneration"):
+        return _unsupported(
+            reason,
+            "an embedding model made of a generator over images too needs a modules.json that says how it embeds",
+        )
+    is_causal = name.endswith("ForCausalLM") and clues.config.get("is_causal", True)
+    return Verdict(Task.EMBED, [reason, _LAST if is_causal else _MEAN])
 
 
 # Whose published way of scoring goes by the architecture of the text generator.

@@ -18,6 +18,17 @@ from models.discovery.safety import printable
 
 _BUILT_IN_TAIL = re.compile(r"^(Model|LMHeadModel|For[A-Z]\w*|PreTrainedModel|EncoderModel)$")
 
+# What a configuration may say in words of the folder's own code, which the built-in class does not read: it computes
+# as if these were the values. nomic-embed-text-v1 and v1.5 say just that; v2-moe is another model under the same type.
+_ASSUMED: Mapping[str, Mapping[str, object]] = {
+    "nomic_bert": {
+        "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": 3072, "activation_function": "swiglu", "prenorm": False,
+        "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False, "qkv_proj_bias": False,
+        "mlp_fc1_bias": False, "mlp_fc2_bias": False, "use_rms_norm": False, "moe_every_n_layers": 0, "num_experts": 0,
+        "rotary_scaling_factor": 1.0, "rotary_emb_scale_base": 1.0,
+    }
+}  # fmt: skip
+
 _PYLATE_DENSE = "pylate.models.Dense.Dense"  # sentence-transformers reads it as its own
 
 
@@ -41,7 +52,25 @@ def custom_config(config: Mapping[str, Any], engine: str) -> str | None:
                 f"config.json: auto_map names {printable(str(auto_class))} {printable(name)}, "
                 f"which is not transformers' own for model_type {printable(str(model_type))}"
             )
+    return _unread(config, native)
+
+
+def _unread(config: Mapping[str, Any], native: str) -> str | None:
+    for field, assumed in _ASSUMED.get(config["model_type"], {}).items():
+        value = config.get(field)
+        if value is not None and value != assumed:
+            return f"config.json: {field} {printable(str(value))}, which transformers' own {native} does not know"
     return None
+
+
+def unknown_type(config: Mapping[str, Any], modules: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """Why transformers cannot load config.json, with or without the folder's own code, or None."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type in NATIVE_CONFIGS or config.get("auto_map"):
+        return None
+    if modules and not str(modules[0].get("type")).endswith("Transformer"):
+        return None  # a module that does without it
+    return f"config.json: model_type {printable(model_type)} is not known to transformers, which would have to load it"
 
 
 def custom_processing(document: Mapping[str, Any], shown: str) -> str | None:

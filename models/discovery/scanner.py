@@ -270,6 +270,9 @@ def _check_weights(
 
 def _check_code(verdict: Verdict, documents: Documents, overrides: ModelOverrides, findings: _Findings) -> None:
     engine = engine_for(verdict, overrides)
+    if engine == "transformers":
+        unknown = remote_code.unknown_type(documents.config, documents.modules)
+        findings.refusals.extend([unknown] if unknown else [])
     needs = (
         (remote_code.custom_module(documents.modules) if documents.modules else None)
         or remote_code.custom_config(documents.config, engine)
