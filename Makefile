@@ -14,7 +14,9 @@ install:  ## .venv with everything, for this machine (CUDA or CPU)
 	@scripts/setup.sh
 
 serve: install  ## serve ./models-data (or $ROUNDHOUSE_MODELS_DIR; demo models are made in it when it is empty)
-	@$(RUN) demo '$(MODELS_DIR)' --if-empty
+	@# of a folder that is none, or may not be read, serve says so
+	@if [ ! -e '$(MODELS_DIR)' ] || { [ -d '$(MODELS_DIR)' ] && [ -r '$(MODELS_DIR)' ]; }; then \
+	  $(RUN) demo '$(MODELS_DIR)' --if-empty; fi
 	@exec .venv/bin/roundhouse serve
 
 test: install  ## the whole test suite; ARGS='-k discovery' for a part of it

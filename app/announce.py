@@ -28,7 +28,8 @@ class Announcer:
         served = {spec.id: f"{spec.id} ({spec.task})" for spec in specs if whys[spec.id] is None}
         refused = {name: why for name, why in whys.items() if why is not None}
         if not self._told or (served, refused) != (self._served, self._refused):
-            logger.info("{} models in {}: {} served", len(specs), self._models_dir, len(served))
+            count = f"{len(specs)} model{'' if len(specs) == 1 else 's'}"
+            logger.info("{} in {}: {} served", count, self._models_dir, len(served))
         _list("Served", [text for name, text in served.items() if name not in self._served])
         for name, why in list(refused.items())[:SHOWN]:
             if self._refused.get(name) != why:
