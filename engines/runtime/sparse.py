@@ -68,8 +68,8 @@ class SparseEmbedder:
 class LateLinear(torch.nn.Linear):
     """A layer that is computed later: it gives what it takes."""
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input
 
 
 class ChunkedPooling(SpladePooling):

@@ -192,6 +192,45 @@ def make_static_embedder(path: Path) -> Path:
     return path
 
 
+def make_model2vec(path: Path) -> Path:
+    """As Model2Vec publishes them: the first module is the folder itself, and rows are shared between tokens."""
+    tokenizer = _byte_tokenizer(["[PAD]", "[UNK]"])
+    path.mkdir()
+    tokenizer.save(str(path / "tokenizer.json"))
+    generator, count = torch.Generator().manual_seed(7), tokenizer.get_vocab_size()
+    weights = {
+        "embeddings": torch.randn(50, 16, generator=generator),
+        "mapping": torch.arange(count) % 50,
+        "weights": torch.rand(count, generator=generator),
+    }
+    save_file(weights, path / "model.safetensors")
+    kinds = [(".", "StaticEmbedding"), ("1_Normalize", "Normalize")]
+    modules = [
+        {"idx": index, "name": str(index), "path": where, "type": f"sentence_transformers.models.{kind}"}
+        for index, (where, kind) in enumerate(kinds)
+    ]
+    (path / "modules.json").write_text(json.dumps(modules))
+    config = {"model_type": "model2vec", "architectures": ["StaticModel"], "seq_length": 1000000, "normalize": True}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def edit(path: Path, name: str, **fields: Any) -> Path:
+    """`path` with other fields in one of its JSON files."""
+    known = json.loads((path / name).read_text())
+    (path / name).write_text(json.dumps(known | fields))
+    return path
+
+
+def drop_weights(path: Path, part: str) -> Path:
+    """`path` without the weights whose names hold `part`."""
+    weights = load_file(path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if part not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
 def make_prompted_embedder(path: Path, **pooling: Any) -> Path:
     """Mean pooling unless said otherwise, with prompts for queries and documents."""
     bare = save_bert(path.with_name(f"{path.name}-backbone"), BertModel(bert_config()))
@@ -230,6 +269,15 @@ def make_logit_score_reranker(path: Path) -> Path:
     )
     yes, no = generator.tokenizer.convert_tokens_to_ids(["yes", "no"])
     CrossEncoder(modules=[generator, LogitScore(yes, no)]).save_pretrained(str(path), create_model_card=False)
+    return path
+
+
+def make_dense_cross_encoder(path: Path) -> Path:
+    """An encoder, pooled, under a layer that scores."""
+    bare = save_bert(path.with_name(f"{path.name}-backbone"), BertModel(bert_config()))
+    score = Dense(32, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
+    parts = [Transformer(str(bare)), Pooling(32, "cls"), score]
+    CrossEncoder(modules=parts).save_pretrained(str(path), create_model_card=False)
     return path
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from engines.base import EngineContext
@@ -22,12 +23,15 @@ from engines.runtime.retrieval import (
     TooLong,
     encode_within,
 )
+from engines.runtime.whole_weights import MissingWeights
 from engines.transformers_engine import create_factory
 from models.types import Method, Task
 from tests.engines import retrieval_models as made
 from tests.engines.retrieval_running import DOCUMENTS, QUERY, TEXTS, load, pairs, run, same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONTEXT = EngineContext(Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), "cpu", {})
 
 
 # Embeddings
@@ -61,8 +65,45 @@ def test_prompts_by_name_and_by_side_equal_encode_query_and_encode_document(fold
     same(run(model, TEXTS, EncodeOptions(prompt="", side="query")), reference.encode(TEXTS))
 
 
-def test_a_static_embedder_equals_sentence_transformers(folder: Path) -> None:
-    path = made.make_static_embedder(folder / "static-embed")
+def test_embeddings_have_the_dimensions_that_the_model_keeps(folder: Path) -> None:
+    path = made.make_prompted_embedder(folder / "truncated-embed")
+    made.edit(path, "config_sentence_transformers.json", truncate_dim=8, default_prompt_name="document")
+    model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
+    same(run(model, TEXTS), reference.encode(TEXTS))
+    assert model.width == 8
+
+
+def test_texts_are_cut_at_the_length_of_their_side_or_refused(folder: Path) -> None:
+    path = made.make_prompted_embedder(folder / "sided-embed")
+    made.edit(path, "sentence_bert_config.json", query_length=6)
+    model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
+    options = EncodeOptions(side="query")
+    with pytest.raises(TooLong, match="at most 6"):
+        encode_within(model.encoder, TEXTS, options, "input", truncate=False)
+    cut = encode_within(model.encoder, TEXTS, options, "input", truncate=True)
+    same(model.forward(cut), reference.encode_query(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("make", "part"), [(made.make_prompted_embedder, "layer.1."), (made.make_cross_encoder, "classifier")]
+)
+def test_a_model_of_which_weights_are_missing_is_not_loaded_with_random_ones(
+    folder: Path, make: Callable[[Path], Path], part: str
+) -> None:
+    path = made.drop_weights(make(folder / f"lacking-{part.strip('.')}"), part)
+    with pytest.raises(MissingWeights, match=f"no weights for .*{part}"):
+        load(made.judged(path))
+
+
+def test_a_pooler_that_nothing_uses_may_be_missing(folder: Path) -> None:
+    path = made.make_prompted_embedder(folder / "without-pooler")
+    reference = SentenceTransformer(str(path), device="cpu").encode(TEXTS)
+    same(run(load(made.judged(made.drop_weights(path, "pooler"))), TEXTS), reference)
+
+
+@pytest.mark.parametrize("make", [made.make_static_embedder, made.make_model2vec])
+def test_a_static_embedder_equals_sentence_transformers(folder: Path, make: Callable[[Path], Path]) -> None:
+    path = make(folder / f"{make.__name__}-embed")
     model, reference = load(made.judged(path)), SentenceTransformer(str(path), device="cpu")
     same(run(model, TEXTS), reference.encode(TEXTS))
     assert [item.tokens for item in model.encoder.encode(TEXTS)] == [
@@ -147,12 +188,27 @@ def test_splade_weighs_the_words_that_sentence_transformers_weighs(folder: Path,
         assert 0 < len(entries) < len(row)
 
 
-def test_a_batch_too_wide_for_the_vocabulary_runs_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(made.judged(made.make_splade(folder / "splade-parts")))
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+def test_a_long_input_of_splade_never_weighs_all_its_tokens_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    path = made.make_splade(folder / f"splade-{pooling}")
+    made.edit(path, "1_SpladePooling/config.json", pooling_strategy=pooling)
+    model = load(made.judged(path))
     whole = run(model, TEXTS)
-    monkeypatch.setattr("engines.runtime.sparse.MAX_WEIGHTS", 1)
+    sizes: list[int] = []
+    forward = SpladePooling.forward
+
+    def noted(module: SpladePooling, features: dict[str, Any]) -> dict[str, Any]:
+        sizes.append(features["token_embeddings"].numel())
+        pooled: dict[str, Any] = forward(module, features)
+        return pooled
+
+    monkeypatch.setattr(SpladePooling, "forward", noted)
+    monkeypatch.setattr("engines.runtime.sparse.MAX_WEIGHTS", 9 * model.width)
     for one, other in zip(run(model, TEXTS), whole, strict=True):
         same(one, other)
+    assert max(sizes) <= 9 * model.width < sum(sizes)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +313,16 @@ def test_positions_that_begin_behind_the_padding_index_are_not_counted_as_room_f
 # What is not accepted
 
 
+def test_quantized_weights_are_refused_before_a_load_that_would_fail(folder: Path) -> None:
+    path = made.make_prompted_embedder(folder / "quantized-embed")
+    made.edit(path, "config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    verdict = create_factory(CONTEXT).accepts(made.judged(path))
+    assert not verdict.ok
+    assert "quantized (awq)" in verdict.reason
+
+
 def test_a_method_of_another_task_is_refused_naming_it(folder: Path) -> None:
     path = made.save_bert(folder / "e5-method", made.BertModel(made.bert_config()))
-    context = EngineContext(Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), "cpu", {})
-    verdict = create_factory(context).accepts(made.judged(path, engine_args={"method": "qwen3_reranker"}))
+    verdict = create_factory(CONTEXT).accepts(made.judged(path, engine_args={"method": "qwen3_reranker"}))
     assert not verdict.ok
     assert "engine_args.method" in verdict.reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,9 @@ def test_a_limit_below_the_template_s_own_length_is_refused(folder: Path) -> Non
     assert refused.value.param == "truncate_prompt_tokens"
 
 
-def test_a_text_generator_with_a_logit_score_module_equals_the_cross_encoder(folder: Path) -> None:
-    path = made.make_logit_score_reranker(folder / "integrated-reranker")
+@pytest.mark.parametrize("make", [made.make_logit_score_reranker, made.make_dense_cross_encoder])
+def test_a_model_whose_last_module_scores_equals_the_cross_encoder(folder: Path, make: Callable[[Path], Path]) -> None:
+    path = make(folder / f"{make.__name__}-reranker")
     model, reference = load(made.judged(path)), CrossEncoder(str(path), device="cpu")
     same(np.ravel(run(model, pairs())), reference.predict([(QUERY, document) for document in DOCUMENTS]))
 
@@ -149,3 +150,9 @@ def test_documents_are_cut_to_their_own_limit_before_they_meet_the_query(folder:
     long = "the locomotive turns on the track of the city"
     given = run(model, pairs([long, "steam"]), EncodeOptions(document_limit=4))
     same(np.ravel(given), reference.predict([(QUERY, "the locomotive turns on"), (QUERY, "steam")]))
+
+
+def test_a_document_ends_before_a_character_of_which_only_a_part_would_be_left(folder: Path) -> None:
+    model: Any = load(made.judged(made.make_qwen3_reranker(folder / "Qwen3-Reranker-bytes")))
+    for limit, kept in ((1, "A"), (2, "A"), (4, "A"), (5, "A🚂"), (6, "A🚂B"), (7, "A🚂B ")):
+        assert model.encoder.cut_documents([(QUERY, "A🚂B dog")], limit) == [(QUERY, kept)]

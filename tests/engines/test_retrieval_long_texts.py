@@ -1,0 +1,84 @@
+"""Texts far longer than what is read of them: their beginning is tokenized, with the result of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerFast
+
+from engines.runtime import long_texts
+from engines.runtime.retrieval import EncodeOptions, Source, encode_within
+from tests.engines import retrieval_models as made
+from tests.engines.retrieval_running import QUERY, load
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WORDS = ["the", "dog", "to", "naïve", "日本語", "🚂", "don't", "4711.", "\n", "a"]
+LONG = " ".join(word for turn in range(400) for word in WORDS[turn % 7 :])
+LONGEST_WORDS = "locomotive " * 2000  # fewer tokens than characters promise
+
+
+def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The characters of each text that the model's tokenizer gets from now on."""
+    seen: list[int] = []
+    call = type(model.tokenizer).__call__
+
+    def counted(tokenizer: Any, texts: Any, *rest: Any, **options: Any) -> Any:
+        given = [texts] if isinstance(texts, str) else [*texts, *(rest[0] if rest and rest[0] else [])]
+        seen.extend(len(text) for text in given)
+        return call(tokenizer, texts, *rest, **options)
+
+    monkeypatch.setattr(type(model.tokenizer), "__call__", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("make", "pairs"),
+    [
+        (made.make_prompted_embedder, False),
+        (made.make_colbert, False),
+        (made.make_cross_encoder, True),
+        (made.make_qwen3_reranker, True),
+        (made.make_bge_gemma, True),
+    ],
+)
+@pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(limit=180), EncodeOptions(document_limit=20)])
+def test_a_beginning_is_cut_just_as_the_whole_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Path], pairs: bool, options: EncodeOptions
+) -> None:
+    path = folder / f"Qwen3-bge-Reranker-{make.__name__}"
+    model = load(made.judged(path if path.exists() else make(path), max_model_len=256))
+    if options.document_limit and not pairs:
+        pytest.skip("of pairs only")
+    texts: list[Source] = [LONG, "short", LONGEST_WORDS]
+    if pairs:
+        texts = [(QUERY, str(text)) for text in texts] + [("dog " * 60, LONG)]
+    expected = encode_within(model.encoder, texts, options, "input", truncate=True)
+    monkeypatch.setattr(long_texts, "LONG_CHARACTERS", 1000)
+    given = encode_within(model.encoder, texts, options, "input", truncate=True)
+    assert [item.tokens for item in given] == [item.tokens for item in expected]
+    for one, other in zip(model.forward(given), model.forward(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_more_than_the_beginning_of_a_long_text_reaches_the_tokenizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(made.judged(made.make_cross_encoder(folder / "reranker-counted")))
+    seen = counting(model, monkeypatch)
+    for options in (EncodeOptions(), EncodeOptions(document_limit=20)):
+        encode_within(model.encoder, [(QUERY, LONG * 20)], options, "documents", truncate=True)
+    assert 0 < max(seen) < long_texts.LONG_CHARACTERS < len(LONG * 20)
+
+
+def test_a_tokenizer_whose_tokens_hold_several_words_gets_whole_texts() -> None:
+    tokenizer = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=100, show_progress=False)
+    tokenizer.train_from_iterator(["by the way by the way"], trainer)
+    assert any(" " in token.strip() for token in tokenizer.get_vocab())
+    assert not long_texts.splits_at_spaces(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
