@@ -16,7 +16,7 @@ from app.asgi import Bodies, Exchange
 from app.default_model import default_model
 from app.errors import Header, render_event
 from app.foreign import EVENT_STREAM, FIRST_ERROR, is_failure, read_checked, read_up_to
-from app.request_body import RequestBody, parse_body, parse_document
+from app.request_body import RequestBody, parse_body, read_document
 from app.request_headers import request_headers
 from app.routes import Route, check_task, meant
 from app.sending import AnswerCutOff, EngineUnreachable, NotServed, Sender, who
@@ -78,10 +78,10 @@ class DataPlane:
     async def answer(self, exchange: Exchange, route: Route) -> None:
         """Raises RoundhouseError while nothing was sent, ClientGone, or AnswerCutOff."""
         raw = await exchange.read_body(self._bodies)
-        document = parse_document(raw)
+        document, outside = await read_document(raw)
         route = meant(route, document)
         exchange.protocol = route.protocol_of(document)
-        body = parse_body(raw, document, model_needed=exchange.protocol != "tei")
+        body = parse_body(raw, document, outside=outside, model_needed=exchange.protocol != "tei")
         spec = self._spec_of(body, route)
         exchange.model = spec.id
         self._manager.check(spec)

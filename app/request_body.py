@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import orjson
 
 from app.errors import InvalidRequest
+from utils import json_pieces
+from utils.json_pieces import Spans
 
 # Inside a JSON string the quotes would be escaped, so a match is a key (or a value that is followed by no colon).
 MODEL_MEMBER = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -23,22 +26,26 @@ STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # one without
 
 @dataclass(frozen=True, slots=True)
 class RequestBody:
-    """`model` is None where the client's protocol has no such field."""
+    """`model` is None where the client's protocol has no such field. `outside`: where it may stand, None: anywhere."""
 
     raw: bytes
     model: str | None
     stream: bool
+    outside: Spans | None = None
 
     def with_model(self, name: str) -> bytes:
         """The body with `model` set to `name`, every other byte as it came where that is possible."""
         if self.model is None or name == self.model:
             return self.raw
-        found = MODEL_MEMBER.search(self.raw) if self.raw.count(b'"model"') == 1 else None
-        if found is not None and orjson.loads(found.group(1)) == self.model:
-            begin, end = found.span(1)
-            spliced = self.raw[:begin] + orjson.dumps(name) + self.raw[end:]
-            if orjson.loads(spliced)["model"] == name:  # else the key we found lies deeper, and ours is spelled with \u
-                return spliced
+        outside = self.outside or [(0, len(self.raw))]
+        found = [match for span in outside for match in MODEL_MEMBER.finditer(self.raw, *span)]
+        if len(found) == 1 and orjson.loads(found[0].group(1)) == self.model:
+            begin, end = found[0].span(1)
+            given = orjson.dumps(name)
+            rest = b"[]".join(self.raw[max(start, end) : stop] for start, stop in outside if stop > end)
+            if _is_end_of_object(given + rest, name):  # else that key lies deeper, and ours is spelled with \u
+                raw = memoryview(self.raw)
+                return b"".join((raw[:begin], given, raw[end:]))
         return self._reserialised(name)
 
     def _reserialised(self, name: str) -> bytes:
@@ -51,6 +58,14 @@ class RequestBody:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def _is_end_of_object(rest: bytes, model: str) -> bool:
+    """Whether `rest`, from the value of a `model` on, lacks just the beginning of one object, whose model that is."""
+    try:
+        return bool(orjson.loads(b'{"model":' + rest)["model"] == model)
+    except orjson.JSONDecodeError:
+        return False
+
+
 def parse_document(raw: bytes, what: str = "body") -> dict[str, Any]:
     """The JSON object in `raw`, the request's body or another `what`. Raises InvalidRequest that says what is wrong."""
     if not raw:
@@ -60,16 +75,47 @@ def parse_document(raw: bytes, what: str = "body") -> dict[str, Any]:
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"The {what} is not valid JSON: {error}. (NaN, Infinity and bytes that are not UTF-8 are not JSON either; "
-            "compressed bodies are not read.)"
-        ) from None
+        raise _not_json(error, what) from None
+    return _object(document, what)
+
+
+async def read_document(raw: bytes) -> tuple[dict[str, Any], Spans | None]:
+    """As `parse_document`; while a large body is decoded, other requests get their turn. With what is outside lists."""
+    if len(raw) <= UNCOUNTED_BYTES:
+        return parse_document(raw), None
+    containers = commas = 0
+    for start in range(0, len(raw), UNCOUNTED_BYTES):
+        end = start + UNCOUNTED_BYTES
+        containers += raw.count(b"[", start, end) + raw.count(b"{", start, end)
+        commas += raw.count(b",", start, end)
+        await asyncio.sleep(0)
+    if containers > MAX_CONTAINERS or commas > MAX_COMMAS:
+        _check_size_when_parsed(raw, "body")
+    try:
+        decoded = await json_pieces.decode(raw)
+        return _object(decoded.document, "body"), decoded.outside
+    except orjson.JSONDecodeError as error:
+        raise _not_json(error, "body") from None
+    except json_pieces.TooManyParts:
+        raise InvalidRequest(f"The body holds more than {json_pieces.MOST_PARTS} strings, lists and objects.") from None
+
+
+def _not_json(error: orjson.JSONDecodeError, what: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The {what} is not valid JSON: {error}. (NaN, Infinity and bytes that are not UTF-8 are not JSON either; "
+        "compressed bodies are not read.)"
+    )
+
+
+def _object(document: Any, what: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidRequest(f"The {what} must be a JSON object, not {_json_kind(document)}.")
     return document
 
 
-def parse_body(raw: bytes, document: dict[str, Any], *, model_needed: bool = True) -> RequestBody:
+def parse_body(
+    raw: bytes, document: dict[str, Any], *, outside: Spans | None = None, model_needed: bool = True
+) -> RequestBody:
     """What of `document`, the object in `raw`, matters here. Raises InvalidRequest naming `model`."""
     model = document.get("model")
     if model is None and not model_needed:
@@ -79,7 +125,7 @@ def parse_body(raw: bytes, document: dict[str, Any], *, model_needed: bool = Tru
         raise InvalidRequest(f"`model` {problem}; GET /v1/models lists the models.", param="model")
     if len(model) > MODEL_NAME_MAX:
         raise InvalidRequest(f"`model` is longer than {MODEL_NAME_MAX} characters.", param="model")
-    return RequestBody(raw, model, document.get("stream") is True)
+    return RequestBody(raw, model, document.get("stream") is True, outside)
 
 
 def _check_size_when_parsed(raw: bytes, what: str) -> None:

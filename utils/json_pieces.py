@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -25,6 +26,17 @@ _QUOTE, _BACKSLASH, _OPENS_LIST, _CLOSES_LIST = b'"\\[]'
 _OPENING = b"[{"
 
 
+Spans: TypeAlias = list[tuple[int, int]]  # where each begins and ends
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`outside`: the parts of the bytes that are not in lists which are values of the document, an object."""
+
+    document: Any
+    outside: Spans
+
+
 class TooManyParts(Exception):
     """More than MOST_PARTS strings, lists and objects in a large document."""
 
@@ -33,30 +45,33 @@ class _LeftWhole(Exception):
     """It is no JSON, or no object."""
 
 
-async def decode(raw: bytes) -> Any:
+async def decode(raw: bytes) -> Decoded:
     """The document in `raw`. Raises orjson.JSONDecodeError and TooManyParts."""
     if len(raw) <= WHOLE_BYTES:
-        return orjson.loads(raw)
+        return _whole(raw)
     parts = _Parts(raw)
     try:
         for _ in parts.decoded():
             await asyncio.sleep(0)
-        return parts.document()
+        return Decoded(parts.document(), parts.outside)
     except (_LeftWhole, orjson.JSONDecodeError):
-        return orjson.loads(raw)  # its error tells the place
+        return _whole(raw)  # its error tells the place
+
+
+def _whole(raw: bytes) -> Decoded:
+    return Decoded(orjson.loads(raw), [(0, len(raw))])
 
 
 class _Parts:
-    """A document taken apart into the lists that are values of its object, and an outline with all the rest.
+    """A document taken apart into the lists that are values of its object, and all the rest.
 
-    In the outline the place of a list is taken by one that holds its number.
+    With the rest, the place of a list is taken by one that holds its number.
     """
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
         self._lists: list[list[Any]] = []
-        self._outline: list[bytes] = []
-        self._outlined = 0  # up to where the outline has come
+        self.outside: Spans = [(0, len(raw))]
         self._depth = 0
         self._begin: int | None = None  # of what is not decoded yet of the list that is being read
         self._cut = False  # whether that list was cut at a comma
@@ -86,7 +101,9 @@ class _Parts:
 
     def document(self) -> Any:
         """All put together again."""
-        document = orjson.loads(b"".join([*self._outline, self._raw[self._outlined :]]))
+        *before, (start, end) = self.outside
+        numbered = [self._raw[slice(*span)] + b"[%d]" % number for number, span in enumerate(before)]
+        document = orjson.loads(b"".join([*numbered, self._raw[start:end]]))
         if not isinstance(document, dict):
             raise _LeftWhole
         lists = self._lists
@@ -103,7 +120,7 @@ class _Parts:
         if character in _OPENING:
             self._depth += 1
             if self._depth == 2 and character == _OPENS_LIST:
-                self._outline += (self._raw[self._outlined : at], b"[%d]" % len(self._lists))
+                self.outside[-1] = (self.outside[-1][0], at)
                 self._lists.append([])
                 self._begin, self._cut = at + 1, False
             return at + 1
@@ -112,7 +129,8 @@ class _Parts:
             if character != _CLOSES_LIST:
                 raise _LeftWhole
             self._decode(at)
-            self._begin, self._outlined = None, at + 1
+            self._begin = None
+            self.outside.append((at + 1, len(self._raw)))
         return at + 1
 
     def _end_of_string(self, at: int) -> int:

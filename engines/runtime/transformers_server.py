@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import chain
@@ -30,6 +31,7 @@ MAX_BODY_BYTES = 256 * 1024 * 1024  # the router's own limit is lower; this one 
 BACKLOG = 1024  # connections that wait to be accepted
 DRAIN_S = 60.0  # for running requests after SIGTERM; the manager drains first and kills after its own grace
 RETRY_AFTER_S = 1
+EXIT_LOST = 70  # of a process that cannot compute any more
 PROTOCOL: web.RequestKey[Protocol] = web.RequestKey("protocol", str)  # type: ignore[arg-type]  # of its client
 SHARED_PATH = "/rerank"  # of Jina's protocol and TEI's, told apart by the body
 
@@ -127,7 +129,7 @@ async def _send(request: web.Request, answer: Answer) -> web.StreamResponse:
 async def decode_body(data: bytes) -> Mapping[str, Any]:
     """The JSON object in `data`. Raises InvalidRequest (NaN, invalid UTF-8 and nesting beyond 1,024 are not JSON)."""
     try:
-        body = await json_pieces.decode(data)
+        body = (await json_pieces.decode(data)).document
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
     except json_pieces.TooManyParts:
@@ -174,7 +176,10 @@ def _refusal(request: web.Request, error: RoundhouseError, headers: Mapping[str,
 
 
 async def serve(request: EngineRequest, model: RetrievalModel, args: TransformersArgs) -> None:
-    """Serves `model` on the request's unix socket until SIGTERM; then running requests finish, and it returns."""
+    """Serves `model` on the request's unix socket until SIGTERM; then running requests finish, and it returns.
+
+    A process that cannot compute any more ends at once.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -189,7 +194,11 @@ async def serve(request: EngineRequest, model: RetrievalModel, args: Transformer
         await runner.setup()
         await web.UnixSite(runner, request.uds, backlog=BACKLOG).start()
         request.ready()
-        await stopped.wait()
+        ended = asyncio.ensure_future(stopped.wait())
+        await asyncio.wait((ended, service.lost), return_when=asyncio.FIRST_COMPLETED)
+        if service.lost.done():
+            # Connections close without an answer, so that the router has a fresh engine give those.
+            os._exit(EXIT_LOST)
     finally:
         await runner.cleanup()
         service.close()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from app import memory
+from app import memory, request_body
 from app.errors import InvalidRequest
 from app.memory import available_ram_bytes, measure_device
-from app.request_body import RequestBody, parse_body, parse_document
+from app.request_body import RequestBody, parse_body, parse_document, read_document
 from app.run_dir import RunDir
 from tests.engines.fake_nvml import FakeGpu, FakeNvml
+from utils import json_pieces
 
 BODIES = {
     b'{"model":"a","x":1}': b'{"model":"B","x":1}',
@@ -32,6 +33,35 @@ def parsed(raw: bytes) -> RequestBody:
     return parse_body(raw, parse_document(raw))
 
 
+LARGE = b'{"input": [{"model": "x"}, "\\"model\\": \\"a\\""], %b, "images": [1, 2]}'
+
+
+@pytest.fixture
+def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "UNCOUNTED_BYTES", 1)
+    monkeypatch.setattr(json_pieces, "WHOLE_BYTES", 0)
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize(
+    "member", [b'"model": "a"', b'"model":"a","m\\u006fdel":"a"', b'"m\\u006fdel":"a","inner":{"model":"a"}']
+)
+async def test_a_large_body_is_read_and_renamed_as_a_small_one(member: bytes) -> None:
+    raw = LARGE % member
+    document, outside = await read_document(raw)
+    assert document == json.loads(raw)
+    renamed = parse_body(raw, document, outside=outside).with_model("B")
+    assert json.loads(renamed) == document | {"model": "B"}
+    assert member.count(b"model") > 1 or renamed == LARGE % b'"model": "B"'
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("raw", [b"{{", b"[]", b'{"input": ["a" "b"]}', b'{"input": [1,]}', b'{"x": "\xff"}'])
+async def test_a_large_body_that_is_no_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        await read_document(raw)
+
+
 @pytest.mark.parametrize("raw", BODIES)
 def test_only_the_name_changes_in_the_body(raw: bytes) -> None:
     body = parsed(raw)
@@ -45,6 +75,8 @@ def test_only_the_name_changes_in_the_body(raw: bytes) -> None:
         b'{"tools":[{"model":"a","n":123456789012345678901234567890}],"model":"a"}',
         b'{"model":"z","model":"a"}',
         b'{"m\\u006fdel":"a","inner":{"model":"a"}}',
+        b'{"model":"a","m\\u006fdel":"a"}',
+        b'{"inner":[{"model":"a"}],"m\\u006fdel":"a"}',
         b'{"x":"model","model":"a"}',
         b'{"model":"\\u0061"}',
     ],
@@ -55,7 +87,7 @@ def test_a_body_with_more_than_one_model_keeps_every_other_value(raw: bytes) -> 
 
 
 def test_a_body_that_is_too_deep_to_change_is_refused() -> None:
-    raw = b'{"inner":' + b"[" * 1000 + b'{"model":1}' + b"]" * 1000 + b',"model":"a"}'
+    raw = b'{"inner":' + b"[" * 1000 + b'{"model":"z"}' + b"]" * 1000 + b',"model":"a"}'
     with pytest.raises(InvalidRequest):
         parsed(raw).with_model("B")
 

@@ -39,7 +39,7 @@ def said_by_orjson(raw: bytes) -> Any:
 
 async def said(raw: bytes) -> Any:
     try:
-        return await json_pieces.decode(raw)
+        return (await json_pieces.decode(raw)).document
     except orjson.JSONDecodeError as error:
         return str(error)
 
@@ -71,7 +71,7 @@ async def test_others_get_their_turn_with_each_piece(entries: list[Any]) -> None
 
     raw = orjson.dumps({"model": "m", "input": entries, "dimensions": 3})
     task = asyncio.create_task(other())
-    assert await json_pieces.decode(raw) == {"model": "m", "input": entries, "dimensions": 3}
+    assert (await json_pieces.decode(raw)).document == {"model": "m", "input": entries, "dimensions": 3}
     task.cancel()
     assert turns >= len(raw) // (2 * json_pieces.PIECE_BYTES)
 

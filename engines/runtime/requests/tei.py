@@ -16,7 +16,7 @@ from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalMo
 MAX_TEXTS = 10_000  # of one request
 
 
-SOURCE, SENTENCES = "source_sentence", "sentences"
+SOURCE, SENTENCES = "inputs.source_sentence", "inputs.sentences"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ def similarity_request(body: Body, model: RetrievalModel) -> ScoreRequest:
     """`inputs`: an object with the `source_sentence` and the `sentences` to compare it with."""
     given = required(body, "inputs")
     if not isinstance(given, dict):
-        raise InvalidRequest(f"inputs must be an object with {SOURCE} and {SENTENCES}.", param="inputs")
+        raise InvalidRequest("inputs must be an object with source_sentence and sentences.", param="inputs")
+    given = {f"inputs.{name}": value for name, value in given.items()}
     parameters = body.get("parameters")
     if parameters is None:
         parameters = {}
