@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     """For requests that name no model (WebSocket, TEI): the first of these names that serves it."""
 
     # Memory
-    memory_budget_bytes: ByteSize | None = None
+    memory_budget_bytes: Annotated[ByteSize, Field(ge=1)] | None = None
     """For all resident models together; left out: 92 % of the GPU, or 70 % of the RAM that is available."""
     retrieval_share: float = Field(default=0.15, ge=0, lt=1)
     """Of the memory, kept for embedding and reranking models, where there are any."""
@@ -237,6 +237,14 @@ class Settings(BaseSettings):
         for origin in value:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s,]+", origin):
                 raise ValueError(f"{origin!r} is no origin; write it like https://chat.example.com, without a path")
+        return value
+
+    @field_validator("allowed_hosts", mode="after")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"[^/\s@]+", host):
+                raise ValueError(f"{host!r} is no host name; write it like chat.example.com, without http:// or a path")
         return value
 
     @field_validator("models_dir", "state_dir", "config", "api_key_file", mode="after")

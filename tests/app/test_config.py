@@ -103,6 +103,8 @@ def test_unknown_keys_are_errors_that_name_the_nearest_key_and_the_line(config_f
         ("max_body_bytes: plenty", "line 1: max_body_bytes:"),
         ("host: localhost\nmodels: [a]", "line 2: models:"),
         ("cors_origins: [chat.example]", "write it like https://"),
+        ("allowed_hosts: http://chat.example", "write it like chat.example.com"),
+        ("memory_budget_bytes: 0", "memory_budget_bytes: Input should be greater"),
         ("- a\n- b", "must be a mapping"),
         ("a: [", "not valid YAML: line 1, column 5: "),
         ("port: 1\napi_key: 'secret-key", "not valid YAML: line 2, column 21: "),
