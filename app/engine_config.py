@@ -86,7 +86,7 @@ class EngineConfig(BaseModel):
         for url in given:
             if not URL_FORMS[kind].fullmatch(url) or not _is_usable(url):
                 example = "http://127.0.0.1:8000/v1" if kind == "openai" else "grpc://127.0.0.1:8001"
-                shown = url if "@" not in url else "…@" + url.rpartition("@")[2]  # /health shows this text to everybody
+                shown = url if "@" not in url else "…@" + url.rpartition("@")[2]  # /health and the log show this text
                 raise ValueError(f"{shown!r} is no URL of such a server; write it like {example}, without credentials")
             if url.rstrip("/").endswith(CHAT_ROUTE):
                 raise ValueError(f"{url!r} is one route of such a server; leave out {CHAT_ROUTE}")
