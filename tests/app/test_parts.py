@@ -52,7 +52,7 @@ async def test_a_large_body_is_read_and_renamed_as_a_small_one(member: bytes) ->
     assert document == json.loads(raw)
     renamed = parse_body(raw, document, outside=outside).with_model("B")
     assert json.loads(renamed) == document | {"model": "B"}
-    assert member.count(b"model") > 1 or renamed == LARGE % b'"model": "B"'
+    assert b"," in member or renamed == LARGE % b'"model": "B"'
 
 
 @pytest.mark.usefixtures("all_large")
