@@ -22,7 +22,6 @@ from models.errors import Busy
 
 IDLE_WAIT_S = 60.0  # how often an idle worker looks around; it is woken at once when there is work
 BUSY_RETRY_S = 1.0  # what a client is told to wait when the backlog is full
-MAX_FAILURES = 3  # batches that failed in a row before the engine calls itself unhealthy
 # Of bulk work with nobody else there: for slow models. Where the machine is busy, passes bounded to 0.1 s got ever
 # smaller and took half as much CPU time again for each text.
 BULK_PASS_S = 0.5
@@ -36,12 +35,32 @@ TRIM_AFTER_TOKENS = 50_000  # of requests that ended since the last time, by the
 logger = logging.getLogger(__name__)
 
 
+class PassFailed(Exception):
+    """The forward pass of one input alone failed, for the reason that is this error's cause."""
+
+    def __init__(self, index: int, tokens: int) -> None:
+        super().__init__(f"the pass over input {index} of {tokens} tokens failed")
+        self.index = index
+        self.tokens = tokens
+
+
 class BatchWorker:
-    """Owns the backlog, behind one lock. Jobs are made, filled and waited for in one event loop."""
+    """Owns the backlog, behind one lock. Jobs are made, filled and waited for in one event loop.
+
+    `probe` can always be computed. When it cannot any more, as on a device that was lost, `lost` gets a result, the
+    thread ends, and nobody is answered: a fresh engine can do that.
+    """
 
     def __init__(
-        self, forward: Callable[[Sequence[Encoded]], Outputs], limits: BatchLimits, max_waiting_tokens: int
+        self,
+        forward: Callable[[Sequence[Encoded]], Outputs],
+        probe: Sequence[Encoded],
+        limits: BatchLimits,
+        max_waiting_tokens: int,
     ) -> None:
+        self._probe = probe
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = self._loop.create_future()
         self._forward = forward
         self._limits = limits
         self._backlog = Backlog(limits)
@@ -54,14 +73,13 @@ class BatchWorker:
         self._interactive_pass_s = SHORT_PASS_S[1]
         self._interactive_until_s = 0.0  # monotonic; bulk passes are short until then
         self._untrimmed_tokens = 0
-        self._failures = 0
         self.batches = 0  # finished or failed so far
         self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
         self._thread.start()
 
     @property
     def healthy(self) -> bool:
-        return self._thread.is_alive() and self._failures < MAX_FAILURES
+        return self._thread.is_alive()
 
     @property
     def waiting_tokens(self) -> int:
@@ -130,7 +148,9 @@ class BatchWorker:
             if between is not None:
                 _carry_out(*between)
             elif batch:
-                self._run_batch(batch)
+                if not self._run_batch(batch):
+                    self._loop.call_soon_threadsafe(self.lost.set_result, None)
+                    return
             else:
                 self._trim()
 
@@ -149,11 +169,14 @@ class BatchWorker:
         for job in {slot.job for slot in batch}:
             if job.stalled and job.waiting_tokens <= LOOKAHEAD_TOKENS // 2:
                 job.stalled = False
-                job.loop.call_soon_threadsafe(job.room.set)
+                self._loop.call_soon_threadsafe(job.room.set)
         return batch
 
-    def _run_batch(self, batch: Sequence[Slot]) -> None:
-        """Computes a batch; one that fails runs again in halves, so that an input fails no request but its own."""
+    def _run_batch(self, batch: Sequence[Slot]) -> bool:
+        """Computes a batch; one that fails runs again in halves, so that an input fails no request but its own.
+
+        False where nothing can be computed any more.
+        """
         ended: list[tuple[Job, Exception | None]] = []
         passed = False
         parts = [batch]
@@ -170,12 +193,13 @@ class BatchWorker:
                     parts += [part[half:], part[:half]]
                     logger.warning("A pass over %d inputs failed (%s); they run again in halves", len(part), error)
                 else:
-                    self._fail(part[0])
-                    ended.append((part[0].job, error))
-        self._failures = 0 if passed else self._failures + 1
+                    ended.append((part[0].job, self._fail(part[0], error)))
         self.batches += 1
+        if ended and not passed and not self._computes():
+            return False
         if ended:
-            ended[0][0].loop.call_soon_threadsafe(_resolve, ended)
+            self._loop.call_soon_threadsafe(_resolve, ended)
+        return True
 
     def _pass(self, batch: Sequence[Slot]) -> list[Job]:
         """Runs one forward pass, keeps its outputs, and returns the jobs that were finished by it."""
@@ -189,12 +213,23 @@ class BatchWorker:
             self._interactive_pass_s += SMOOTHING * (seconds - self._interactive_pass_s)
         return [slot.job for slot, output in zip(batch, outputs, strict=True) if slot.job.store(slot.index, output)]
 
-    def _fail(self, slot: Slot) -> None:
+    def _fail(self, slot: Slot, cause: Exception) -> PassFailed:
         logger.exception("A pass over one input of %d tokens failed, and with it its request", slot.item.tokens)
         with self._changed:
             slot.job.failed = True
             self._expected_tokens -= slot.job.expected_tokens
             self._backlog.discard(slot.job)
+        error = PassFailed(slot.index, slot.item.tokens)
+        error.__cause__ = cause.with_traceback(None)  # its frames hold what the pass had allocated
+        return error
+
+    def _computes(self) -> bool:
+        try:
+            self._forward(self._probe)
+        except Exception:  # whatever it is: the model has computed this before
+            logger.exception("Not even the least input can be computed any more")
+            return False
+        return True
 
     def _trim(self) -> None:
         """Gives freed memory back to the system, which the allocator would keep for later."""

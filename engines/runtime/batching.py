@@ -57,9 +57,9 @@ class Job:
         self.input_tokens = np.zeros(total, dtype=np.int64)
         self.stalled = False  # whoever adds inputs waits for `room`
         self.room = asyncio.Event()
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Outputs] = self.loop.create_future()
+        self.future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         self.future.add_done_callback(_retrieve)
+        self._stored = bytearray(total)  # 1 for each input whose output is there
         self._missing = total
         self._rows: Rows | None = None
         self._arrays: list[NDArray[np.float32] | None] = []
@@ -96,7 +96,10 @@ class Job:
         self.waiting_tokens = self.expected_tokens = 0
 
     def store(self, index: int, output: NDArray[np.float32]) -> bool:
-        """True with the last of this request's outputs. Rows of one width go into one array."""
+        """True with the last of this request's outputs. Rows of one width go into one array.
+
+        May be called again for the same input, where the rest of its batch failed.
+        """
         if output.ndim == 1:
             if self._rows is None:
                 self._rows = np.empty((self.total, output.shape[0]), dtype=np.float32)
@@ -105,7 +108,8 @@ class Job:
             if not self._arrays:
                 self._arrays = [None] * self.total
             self._arrays[index] = output.copy()  # not a view, which would keep the whole padded batch
-        self._missing -= 1
+        self._missing -= not self._stored[index]
+        self._stored[index] = 1
         return self._missing == 0
 
     def resolve(self, error: Exception | None = None) -> None:

@@ -10,9 +10,10 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from engines.runtime.batch_worker import BatchWorker
+from engines.runtime.batch_worker import BatchWorker, PassFailed
 from engines.runtime.batching import BatchLimits
 from engines.runtime.retrieval import (
     WHOLE,
@@ -23,14 +24,23 @@ from engines.runtime.retrieval import (
     Source,
     encode_within,
 )
+from models.errors import RoundhouseError
+from models.types import Task
 
 CHUNK_TEXTS = 64  # of one turn of the tokenizer thread: a few ms
 CHUNK_CHARACTERS = 16_384
 INLINE_CHARACTERS = 2_048  # tokenized in less time than it takes to hand them to a thread and back
 CHARACTERS_PER_TOKEN = 4  # a guess, good enough to tell how much waits before it is tokenized
+PROBE_TEXT = "a"
 CLOSE_S = 30.0  # for the forward pass that is running at the end
 
 T = TypeVar("T")
+
+
+class ModelFault(RoundhouseError):
+    """The fault is in the model, not in the request."""
+
+    code = "model_fault"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +60,8 @@ class Pipeline:
 
     def __init__(self, model: RetrievalModel, limits: BatchLimits, max_waiting_tokens: int) -> None:
         self._encoder = model.encoder
-        self._worker = BatchWorker(model.forward, limits, max_waiting_tokens)
+        probe = model.encoder.encode([(PROBE_TEXT, PROBE_TEXT) if model.task is Task.RERANK else PROBE_TEXT])
+        self._worker = BatchWorker(model.forward, probe, limits, max_waiting_tokens)
         self._tokenizer = model.encoder.lock
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._large_turn = asyncio.Lock()  # in order of arrival
@@ -58,6 +69,11 @@ class Pipeline:
     @property
     def healthy(self) -> bool:
         return self._worker.healthy
+
+    @property
+    def lost(self) -> asyncio.Future[None]:
+        """Done when nothing can be computed any more. Whoever waits then waits for ever."""
+        return self._worker.lost
 
     @property
     def batches(self) -> int:
@@ -81,8 +97,8 @@ class Pipeline:
         """The outputs of `sources`, in their order. Cancelled, what has not begun is dropped.
 
         An input of more tokens than `options.limit` (None: than the model takes) is cut with `truncate`, else refused.
-        `most_tokens` bounds what all inputs have together. Raises TooLong or InvalidRequest naming `param`, and Busy
-        where too much waits already.
+        `most_tokens` bounds what all inputs have together. Raises TooLong or InvalidRequest naming `param`, Busy where
+        too much waits already, and ModelFault for an input that the model fails on.
         """
         if not sources:
             return Result(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64))
@@ -103,6 +119,8 @@ class Pipeline:
                 if job.future.done():  # failed
                     break
             return Result(await job.future, job.input_tokens)
+        except PassFailed as error:
+            raise _fault(error, param) from error
         finally:
             self._worker.discard(job)
 
@@ -136,6 +154,22 @@ class Pipeline:
     def close(self) -> None:
         self._tokenizing.shutdown(cancel_futures=True)
         self._worker.close(CLOSE_S)
+
+
+def _fault(error: PassFailed, param: str) -> ModelFault:
+    cause = error.__cause__
+    why = f"{type(cause).__name__}; the engine's log says more"
+    if is_out_of_memory(cause):
+        why = "the memory does not suffice. Send shorter inputs, or leave more memory free for this model"
+    return ModelFault(f"The model failed on {param}[{error.index}], of {error.tokens} tokens: {why}.", param=param)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Of the host or the device; each library has its own words."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in ("can't allocate memory", "bad_alloc", "failed to allocate memory"))
 
 
 def _chunks(sources: Sequence[Source]) -> Iterator[tuple[int, Sequence[Source], int]]:

@@ -5,6 +5,7 @@ Answers are bytes of JSON, or pieces of it where they may be large.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ import numpy as np
 
 from engines.runtime.answers import Pieces, dump, rows_pieces
 from engines.runtime.batching import FIXED_TOKENS, BatchLimits
-from engines.runtime.pipeline import Pipeline, Result, characters_of
+from engines.runtime.pipeline import ModelFault, Pipeline, Result, characters_of
 from engines.runtime.requests.cohere import cohere_embed_request
 from engines.runtime.requests.embeddings import EmbedRequest, embeddings_request
 from engines.runtime.requests.rerank import RerankRequest, rerank_request
@@ -41,7 +42,7 @@ from engines.runtime.shapes import (
     tei_ranking,
 )
 from engines.runtime.transformers_args import TransformersArgs
-from models.errors import RoundhouseError, WrongTask
+from models.errors import WrongTask
 
 # What a model is, by what it gives, and its routes.
 SERVED: Mapping[OutputKind, tuple[str, str]] = {
@@ -58,12 +59,6 @@ Body: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = bytes | Pieces
 
 
-class ModelFault(RoundhouseError):
-    """The fault is in the model, not in the request."""
-
-    code = "model_fault"
-
-
 class RetrievalService:
     """One model behind the retrieval routes. Made inside a running event loop."""
 
@@ -76,6 +71,11 @@ class RetrievalService:
     @property
     def healthy(self) -> bool:
         return self._pipeline.healthy
+
+    @property
+    def lost(self) -> asyncio.Future[None]:
+        """Done when nothing can be computed any more. Whoever waits then waits for ever."""
+        return self._pipeline.lost
 
     @property
     def batches(self) -> int:

@@ -1,100 +1,23 @@
-"""From inputs to outputs: order, cancellation, failures, bounds, and who goes first."""
+"""From inputs to outputs: order, cancellation, bounds, and who goes first."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from engines.runtime import batch_worker, pipeline
 from engines.runtime.batching import BatchLimits
-from engines.runtime.pipeline import Pipeline
 from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Outputs, Rows, Source, TooLong
 from models.errors import Busy
+from tests.engines.controlled_pipeline import WAIT_S, Characters, Gate, computed, entered, pipeline_of, texts, waits
 from utils import procfs
-
-WAIT_S = 10.0
-LIMITS = BatchLimits(tokens=64, items=4, fixed_tokens=64)
-
-
-class Characters:
-    """An encoder for which each character is a token."""
-
-    max_tokens = 1_000_000
-    splits_at_spaces = False
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-    def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
-        return [Encoded(source, len(source[: options.limit])) for source in sources]
-
-    def collate(self, batch: Sequence[Encoded]) -> dict[str, Any]:
-        return {}
-
-
-class Gate:
-    """A forward pass that gives each input's number of tokens, held up until opened."""
-
-    def __init__(self, opened: bool = False) -> None:
-        self.entered = threading.Semaphore(0)
-        self.open = threading.Event()
-        self.batches: list[list[int]] = []
-        if opened:
-            self.open.set()
-
-    def __call__(self, batch: Sequence[Encoded]) -> Rows:
-        self.entered.release()
-        assert self.open.wait(WAIT_S)
-        self.batches.append([item.tokens for item in batch])
-        return np.array([[item.tokens] for item in batch], dtype=np.float32)
-
-
-class Model:
-    def __init__(self, forward: Callable[[Sequence[Encoded]], Outputs]) -> None:
-        self.encoder = Characters()
-        self.forward = forward
-
-
-@asynccontextmanager
-async def pipeline_of(
-    forward: Callable[[Sequence[Encoded]], Outputs], max_waiting_tokens: int = 10**6, limits: BatchLimits = LIMITS
-) -> AsyncIterator[Pipeline]:
-    line = Pipeline(Model(forward), limits, max_waiting_tokens)
-    try:
-        yield line
-    finally:
-        await asyncio.to_thread(line.close)
-        assert not line.healthy
-
-
-def texts(*lengths: int) -> list[Source]:
-    return ["x" * length for length in lengths]
-
-
-async def computed(line: Pipeline, *lengths: int) -> list[float]:
-    result = await asyncio.wait_for(line.run(texts(*lengths)), WAIT_S)
-    assert isinstance(result.outputs, np.ndarray)
-    assert result.input_tokens.tolist() == list(lengths)
-    return result.outputs[:, 0].tolist()
-
-
-async def waits(line: Pipeline, tokens: int) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while line.waiting_tokens < tokens:  # noqa: ASYNC110  # lets the tasks go on that queue their inputs
-            await asyncio.sleep(0)
-
-
-async def entered(gate: Gate) -> None:
-    assert await asyncio.to_thread(gate.entered.acquire, timeout=WAIT_S)
 
 
 async def test_rows_come_back_in_the_order_of_their_inputs_whatever_the_batches() -> None:
@@ -223,46 +146,6 @@ async def test_of_a_large_request_whose_client_leaves_only_the_running_pass_is_c
         gate.open.set()
         assert await computed(line, 4) == [4]
     assert gate.batches == [[16] * 4, [4]]
-
-
-async def test_an_input_that_fails_fails_its_own_request_and_no_other_of_its_batch() -> None:
-    gate = Gate()
-
-    def forward(batch: Sequence[Encoded]) -> Rows:
-        rows = gate(batch)
-        if 13 in rows:
-            raise RuntimeError("bad luck")
-        return rows
-
-    async with pipeline_of(forward) as line:
-        first = asyncio.create_task(computed(line, 9))
-        await entered(gate)
-        others = [asyncio.create_task(computed(line, count)) for count in (12, 13, 14)]
-        await waits(line, 12 + 13 + 14)
-        gate.open.set()
-        answers = await asyncio.wait_for(asyncio.gather(first, *others, return_exceptions=True), WAIT_S)
-        assert line.healthy
-    assert [answers[0], answers[1], answers[3]] == [[9], [12], [14]]
-    assert str(answers[2]) == "bad luck"
-    assert [14, 13, 12] in gate.batches
-
-
-async def test_passes_that_fail_again_and_again_make_the_engine_unhealthy() -> None:
-    def forward(_: Sequence[Encoded]) -> Rows:
-        raise RuntimeError("the device is lost")
-
-    async with pipeline_of(forward) as line:
-        for _ in range(batch_worker.MAX_FAILURES):
-            assert line.healthy
-            with pytest.raises(RuntimeError, match="the device is lost"):
-                await computed(line, *[4] * 300)
-        assert not line.healthy
-
-
-async def test_outputs_that_are_fewer_than_the_inputs_are_an_error() -> None:
-    async with pipeline_of(lambda _: []) as line:
-        with pytest.raises(ValueError, match="0 outputs for 1 inputs"):
-            await computed(line, 4)
 
 
 async def test_beyond_the_bound_a_request_is_told_to_come_back() -> None:
