@@ -82,7 +82,7 @@ class ChunkedPooling(SpladePooling):
         super().__init__(pooling.pooling_strategy, pooling.activation_function, pooling.embedding_dimension)
         self._head = (head,)  # as a module it would be counted among this one's weights
 
-    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         hidden, mask, [head] = features["token_embeddings"], features["attention_mask"], self._head
         tokens = max(1, MAX_WEIGHTS // (len(hidden) * head.out_features))
         pooled: torch.Tensor | None = None

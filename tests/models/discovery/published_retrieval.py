@@ -100,7 +100,7 @@ EMBEDDERS = [
                 "AutoModel": NOMIC + "modeling_hf_nomic_bert.NomicBertModel",
                 "AutoModelForMaskedLM": NOMIC + "modeling_hf_nomic_bert.NomicBertForPreTraining"}), Task.EMBED,
         reason="auto_map is not needed", facts={"hidden_size": 768, "num_layers": 12}),
-    Row("nomic-ai/nomic-embed-text-v2-moe", embedder("NomicBertModel", "nomic_bert", n_embd=768, num_experts=8, auto_map={
+    Row("nomic-ai/nomic-embed-text-v2-moe", embedder("NomicBertModel", "nomic_bert", num_experts=8, auto_map={
             "AutoConfig": NOMIC + "configuration_hf_nomic_bert.NomicBertConfig",
             "AutoModel": NOMIC + "modeling_hf_nomic_bert.NomicBertModel"}), Task.EMBED, UNUSABLE,
         reason="num_experts 8, which transformers' own NomicBertConfig does not know"),
@@ -109,8 +109,8 @@ EMBEDDERS = [
                 {"idx": 0, "name": "0", "path": ".", "type": ST + "StaticEmbedding"}, POOLED[2]]}, Task.EMBED),
     Row("minishlab/potion-without-modules", encoder("StaticModel", "model2vec"), Task.EMBED, UNUSABLE,
         reason="model_type model2vec is not known to transformers"),
-    Row("Qwen/Qwen3-VL-Embedding-2B", encoder("Qwen3VLForConditionalGeneration", "qwen3_vl"), Task.UNSUPPORTED, UNUSABLE,
-        reason="needs a modules.json that says how it embeds"),
+    Row("Qwen/Qwen3-VL-Embedding-2B", encoder("Qwen3VLForConditionalGeneration", "qwen3_vl"), Task.UNSUPPORTED,
+        UNUSABLE, reason="needs a modules.json that says how it embeds"),
     Row("someone/bidirectional-embedding", encoder("Qwen3ForCausalLM", "qwen3", is_causal=False), Task.EMBED,
         reason="the mean of the token vectors"),
     Row("sentence-transformers/with-a-cnn", {**embedder("BertModel", "bert"), "modules.json": [
