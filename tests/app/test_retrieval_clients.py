@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
+from huggingface_hub import AsyncInferenceClient
 
 from models.types import Method, ModelOverrides, Task
 from tests.app.serving import MODELS, Served, serving, spec
@@ -41,6 +43,23 @@ async def test_an_embedding_model_of_another_kind_is_refused_with_its_own_routes
     assert served.engines.loads == []
 
 
+async def test_what_comes_to_the_root_as_huggingface_hub_sends_it_goes_where_its_fields_say() -> None:
+    async with serving(EVERY_KIND) as served:
+        url = f"http://127.0.0.1:{served.port}"
+        async with AsyncInferenceClient(url) as client:
+            with contextlib.suppress(ValueError, TypeError):  # a fake engine answers with what it got
+                await client.feature_extraction("x", normalize=True)
+            assert (served.engines.seen[-1].path, served.engines.loads) == ("/embed", ["minilm"])
+            with contextlib.suppress(ValueError, TypeError):
+                await client.sentence_similarity("x", ["y"])
+            assert served.engines.seen[-1].path == "/similarity"
+        await served.post("/", {"query": "q", "texts": ["t"]})
+        assert (served.engines.seen[-1].path, served.engines.loads[-1]) == ("/rerank", "cross")
+        refused = await served.post("/", {"inputs": "x", "model": "cross"})
+        assert (refused.status_code, set(refused.json())) == (400, {"error", "error_type"})
+        assert (await served.client.get("/")).status_code == 405
+
+
 async def test_of_several_models_the_default_one_answers_and_without_one_all_are_named() -> None:
     specs = (*MODELS, spec("org/e5", Task.EMBED))
     async with serving(specs) as served:
@@ -63,7 +82,16 @@ async def test_where_no_model_serves_it_the_error_says_so(served: Served) -> Non
 
 
 async def test_the_other_protocols_need_a_model(served: Served) -> None:
-    for path in ("/v1/embeddings", "/v2/embed", "/v1/rerank", "/v2/rerank", "/v1/classify", "/v1/multi-vector"):
+    for path in (
+        "/v1/embeddings",
+        "/embeddings",
+        "/v1/embed",
+        "/v2/embed",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/v1/classify",
+        "/v1/multi-vector",
+    ):
         answer = await served.post(path, {"input": "x"})
         assert (answer.status_code, "`model` is missing" in answer.text) == (400, True), path
     answer = await served.post("/rerank", {"query": "q", "documents": ["d"]})
@@ -87,7 +115,7 @@ async def test_errors_on_the_paths_of_tei_are_tei_s(served: Served, path: str, b
 
 
 async def test_errors_on_the_paths_of_cohere_are_cohere_s(served: Served) -> None:
-    for path in ("/v2/embed", "/v2/rerank"):
+    for path in ("/v1/embed", "/v2/embed", "/v2/rerank"):
         for body in ({"model": "nobody"}, {"model": "other"}, {}, 3):
             answer = await served.post(path, body)
             assert answer.status_code in (400, 404)

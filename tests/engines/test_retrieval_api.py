@@ -123,6 +123,25 @@ async def test_coheres_client_reads_every_embedding_type_and_the_count_of_tokens
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # by that client
+async def test_coheres_older_client_reads_floats_and_types_too(served: dict[str, ServedModel]) -> None:
+    one = served["dense"]
+    expected = direct(one, TEXTS, EncodeOptions(side="document"))
+    async with cohere.AsyncClient(api_key="none", base_url=one.url) as older:
+        plain = await older.embed(model="dense", texts=TEXTS, input_type="search_document")
+        typed = await older.embed(model="dense", texts=TEXTS, input_type="search_document", embedding_types=["float"])
+    assert plain.response_type == "embeddings_floats"
+    same(plain.embeddings, expected)
+    assert plain.texts == TEXTS
+    assert typed.response_type == "embeddings_by_type"
+    same(typed.embeddings.float_, expected)
+    for answer in (plain, typed):
+        tokens = sum(item.tokens for item in one.model.encoder.encode(TEXTS, EncodeOptions(side="document")))
+        assert answer.meta is not None
+        assert answer.meta.billed_units is not None
+        assert answer.meta.billed_units.input_tokens == tokens
+
+
 async def test_coheres_client_learns_of_a_refusal_by_its_message(served: dict[str, ServedModel]) -> None:
     async with cohere.AsyncClientV2(api_key="none", base_url=served["dense"].url) as client:
         with pytest.raises(ApiError) as refused:
@@ -153,6 +172,17 @@ async def test_tei_gets_bare_lists_of_length_one_and_its_own_prompts(served: dic
     same(await one.post("/embed", inputs=TEXTS, prompt_name="query"), query)
     ids = [item.ids.tolist() for item in one.model.encoder.encode(TEXTS) if item.ids is not None]
     same(await one.post("/embed", inputs=ids), unit(plain))
+
+
+async def test_tei_gets_the_similarities_of_one_text_with_others(served: dict[str, ServedModel]) -> None:
+    one = served["dense"]
+    inputs = {"source_sentence": QUERY, "sentences": TEXTS}
+    same(await one.post("/similarity", inputs=inputs), unit(direct(one, TEXTS)) @ unit(direct(one, [QUERY]))[0])
+    query, cut = EncodeOptions(side="query"), EncodeOptions(one.model.encoder.max_tokens, side="query")
+    parameters = {"prompt_name": "query", "truncate": True}
+    answer = await one.post("/similarity", inputs=inputs | {"sentences": [*TEXTS, LONG]}, parameters=parameters)
+    rows = unit(np.vstack([direct(one, TEXTS, query), direct(one, [LONG], cut)]))
+    same(answer, rows @ unit(direct(one, [QUERY], query))[0])
 
 
 async def test_tei_is_told_of_a_text_that_is_too_long_by_its_own_status_and_may_have_it_cut(

@@ -191,6 +191,22 @@ async def test_what_a_model_cannot_read_is_refused_naming_the_field_of_the_route
     assert "inputs: This model takes texts" in await served["colbert"].refusal("/embed_all", inputs=[[3]])
 
 
+async def test_similarities_are_refused_naming_what_is_wrong_in_their_inputs(served: dict[str, ServedModel]) -> None:
+    one = served["dense"]
+    good: dict[str, Any] = {"source_sentence": "dog", "sentences": TEXTS}
+    for name, values in {"source_sentence": (None, "", 7, ["a"]), "sentences": (None, [], "dog", [""], [3])}.items():
+        for value in values:
+            assert f"inputs.{name}" in await one.refusal("/similarity", inputs=good | {name: value}), value
+    for given in (None, "dog", ["dog"], 7):
+        assert "inputs" in await one.refusal("/similarity", inputs=given)
+    assert "parameters" in await one.refusal("/similarity", inputs=good, parameters=[])
+    assert "prompt_name" in await one.refusal("/similarity", inputs=good, parameters={"prompt_name": "nonsense"})
+    assert "inputs.sentences[0] has 3002 tokens" in await one.refusal(
+        "/similarity", inputs=good | {"sentences": [LONG]}
+    )
+    assert len(await one.post("/similarity", inputs=good, parameters=None)) == len(TEXTS)
+
+
 async def test_an_embedder_names_the_text_that_is_too_long_to_be_scored(served: dict[str, ServedModel]) -> None:
     one = served["dense"]
     assert "text_1[0] has 3002 tokens" in await one.refusal("/v1/score", text_1=LONG, text_2=TEXTS)
