@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +41,7 @@ DATATYPES = (*DTYPES, BYTES)
 FLOATS = frozenset({"FP16", "FP32", "FP64", BF16})
 KINDS: dict[str, set[type]] = {"true and false": {bool}, "whole numbers": {int}, "numbers": {int, float}}
 LENGTH = struct.Struct("<I")
+PIECE_BYTES = 1 << 17  # of JSON that are parsed at a time
 SLICE = 65_536  # elements that are converted at a time: between two of them other threads get their turn
 
 
@@ -85,6 +87,42 @@ def from_json(datatype: str, shape: Sequence[int], data: Any) -> bytes:
         return b"".join(_element(value) for value in flat)
     parts = (_numbers(datatype, flat[begin : begin + SLICE]) for begin in range(0, count, SLICE))
     return b"".join(part.tobytes() for part in parts)
+
+
+def from_json_text(datatype: str, shape: Sequence[int], text: bytes, begin: int, end: int) -> bytes:
+    """As `from_json`, for a list without strings, not parsed yet, in a part of `text`: piece by piece, as by `SLICE`.
+
+    Raises TensorError, and orjson.JSONDecodeError where it is no JSON.
+    """
+    count, wanted, parts = 0, math.prod(shape), []
+    for piece in _pieces(text, begin, end):
+        flat = len(shape) == 1 and not isinstance(piece[0], list)
+        values = piece if flat else list(_flat(piece, len(shape)))
+        count += len(values)
+        if datatype == BYTES:
+            parts += [_element(value) for value in values]
+        elif count <= wanted:
+            parts.append(_numbers(datatype, values).tobytes())
+    if count != wanted:
+        raise TensorError(f"holds {count} elements, and its shape {list(shape)} has {wanted}")
+    return b"".join(parts)
+
+
+def _pieces(text: bytes, begin: int, end: int) -> Iterator[list[Any]]:
+    """The list in this part of `text`, cut at commas: in each piece, lists that were open before are opened again."""
+    at, depth = begin, 0
+    while at < end:
+        cut = text.rfind(b",", at, at + PIECE_BYTES) if end - at > PIECE_BYTES else -1
+        cut = cut if cut >= 0 else end
+        piece = text[at:cut]
+        inner = piece.strip()
+        after = depth + piece.count(b"[") - piece.count(b"]")
+        nothing_before = at > begin and inner[:1] in (b"]", b"")
+        nothing_behind = cut < end and inner[-1:] in (b"[", b"")
+        if nothing_before or nothing_behind or (cut < end) != (after > 0):
+            raise orjson.JSONDecodeError("no list", "", 0)
+        yield orjson.loads(b"[" * depth + piece + b"]" * after)
+        depth, at = after, cut + 1
 
 
 def to_json(datatype: str, raw: bytes | memoryview) -> Array | list[str]:

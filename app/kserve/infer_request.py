@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import InvalidRequest, TooLarge
+from app.kserve.number_lists import NumberLists, take_out
 from app.request_body import parse_document
 from models.types import ModelSpec, Tensor
 from utils.kserve import DATATYPES, TensorError, check_raw, from_json
 
 BINARY_SIZE, BINARY, BINARY_ALL = "binary_data_size", "binary_data", "binary_data_output"
 SHARED_MEMORY = "shared_memory_region"
-MAY_SHARE = re.compile(rb"shared_memory|\\u00[567]", re.IGNORECASE)  # also where its letters are escaped
+SHARED = b"shared_memory"
+ESCAPED = re.compile(rb"\\u00[567]")  # its letters
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's, by Content-Encoding
 STEP_BYTES = 1 << 20
 MAX_DIMENSIONS = 32
@@ -97,13 +99,31 @@ def parse(body: bytes, header_bytes: int | None) -> InferRequest:
     if header_bytes is not None and not 0 < header_bytes <= len(body):
         raise InvalidRequest(f"Inference-Header-Content-Length is {header_bytes}, and the body has {len(body)} bytes.")
     head = body if header_bytes is None else body[:header_bytes]
-    document = parse_document(head)
-    if MAY_SHARE.search(head):
-        _check_names_once(head)
-    behind = memoryview(body)[len(body) if header_bytes is None else header_bytes :]
+    behind = memoryview(body)[len(head) :]
+    lists = take_out(head)
+    request = _request(_document(lists), lists, behind)
+    if lists.spans:  # of no tensor: whatever they are, they stand for themselves
+        request = _request(parse_document(head), NumberLists(head, head), behind)
+    return request
+
+
+def _document(lists: NumberLists) -> dict[str, Any]:
+    """What is left without the lists."""
+    try:
+        document = parse_document(lists.rest)
+    except InvalidRequest:
+        parse_document(lists.head)  # its error tells the place
+        raise
+    if SHARED in lists.rest or ESCAPED.search(lists.rest):
+        _check_names_once(lists.rest)
+    return document
+
+
+def _request(document: dict[str, Any], lists: NumberLists, behind: memoryview) -> InferRequest:
+    """`lists`: those taken out of the document, of which the tensors take theirs away."""
     parameters = _object(document, "parameters", "`parameters`")
     outputs = _outputs(_list(document, "outputs"))
-    inputs, left = _inputs(_list(document, "inputs"), behind)
+    inputs, left = _inputs(_list(document, "inputs"), lists, behind)
     if left:
         raise InvalidRequest(f"The body has {left} bytes behind its last tensor (see binary_data_size of the inputs).")
     given_id = document.get("id", "")
@@ -173,7 +193,7 @@ def _check_input(given: Tensor, known: Mapping[str, Tensor], where: str, model_i
         raise InvalidRequest(text, param=f"{where}.shape")
 
 
-def _inputs(entries: Sequence[Any], behind: memoryview) -> tuple[tuple[Input, ...], int]:
+def _inputs(entries: Sequence[Any], lists: NumberLists, behind: memoryview) -> tuple[tuple[Input, ...], int]:
     """The inputs, and how many bytes of `behind` belong to none of them."""
     inputs: dict[str, Input] = {}
     at = 0
@@ -188,7 +208,7 @@ def _inputs(entries: Sequence[Any], behind: memoryview) -> tuple[tuple[Input, ..
         try:
             size = parameters.pop(BINARY_SIZE, None)
             if size is None:
-                raw: bytes | memoryview = _from_data(entry, tensor)
+                raw: bytes | memoryview = _from_data(entry, tensor, lists)
             else:
                 raw = _slice(behind, at, size)
                 at += len(raw)
@@ -199,8 +219,11 @@ def _inputs(entries: Sequence[Any], behind: memoryview) -> tuple[tuple[Input, ..
     return tuple(inputs.values()), len(behind) - at
 
 
-def _from_data(entry: Mapping[str, Any], tensor: Tensor) -> bytes:
+def _from_data(entry: Mapping[str, Any], tensor: Tensor, lists: NumberLists) -> bytes:
     data = entry.get("data")
+    raw = lists.take(data, tensor)
+    if raw is not None:
+        return raw
     if not isinstance(data, list):
         raise TensorError("has neither a list in `data` nor `binary_data_size` in its parameters")
     return from_json(tensor.datatype, tensor.shape, data)
