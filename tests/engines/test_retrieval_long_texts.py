@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORDS = ["the", "dog", "to", "naïve", "日本語", "🚂", "don't", "4711.", "\n", "a"]
 LONG = " ".join(word for turn in range(400) for word in WORDS[turn % 7 :])
-LONGEST_WORDS = "locomotive " * 2000  # fewer tokens than characters promise
+LONGEST_WORDS = ("x" * 150 + " ") * 300  # a token each for BERT: far fewer than their characters promise
 
 
 def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -76,6 +76,13 @@ def test_no_more_than_the_beginning_of_a_long_text_reaches_the_tokenizer(
     for options in (EncodeOptions(), EncodeOptions(document_limit=20)):
         encode_within(model.encoder, [(QUERY, LONG * 20)], options, "documents", truncate=True)
     assert 0 < max(seen) < long_texts.LONG_CHARACTERS < len(LONG * 20)
+
+
+def test_a_beginning_ends_before_a_space_between_two_words_or_is_the_whole() -> None:
+    words = "dog " * 10_000
+    assert long_texts.beginning(words + "x" * 1_000_000, 10_000) == words[:-1]
+    assert long_texts.beginning("dog  " * 100_000, 100) == "dog  " * 100_000
+    assert long_texts.beginning((words, "x" * 1_000_000), 100) == (words, "x" * 1_000_000)
 
 
 def test_a_tokenizer_whose_tokens_hold_several_words_gets_whole_texts() -> None:
