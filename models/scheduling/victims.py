@@ -31,11 +31,6 @@ def choose(
         return _choose_all(device, target, candidates, now)
     candidates.sort(key=lambda entry: _rank(device, target, entry, now))
     need_bytes = target.limits.footprint_bytes + kept_bytes
-    if target.limits.lane == "retrieval":
-        beside = [e for e in candidates if e.limits.lane == "retrieval" or e.state is not State.READY]
-        chosen = _fewest(device, target, beside, need_bytes)
-        if chosen is not None:
-            return chosen
     return _fewest(device, target, candidates, need_bytes)
 
 

@@ -66,6 +66,13 @@ def test_a_retrieval_model_evicts_its_own_lane_even_if_a_chat_model_is_idle_for_
     assert s.on_request(1, "rerank", 100) == [Unload("embed")]
 
 
+def test_a_chat_model_evicts_its_own_lane_even_if_a_retrieval_model_beyond_its_share_is_idle_for_longer() -> None:
+    s = make(chat=Limits(30, 2.0), other=Limits(30, 2.0), embed=Limits(50, 1.0, lane="retrieval"))
+    ready(s, "embed", 0)
+    ready(s, "chat", 90)
+    assert s.on_request(1, "other", 100) == [Unload("chat")]
+
+
 def test_a_busy_retrieval_model_is_waited_for_rather_than_evicting_chat() -> None:
     s = make(chat=Limits(80, 2.0), embed=Limits(15, 1.0, lane="retrieval"), rerank=Limits(15, 1.0, lane="retrieval"))
     ready(s, "chat", 0)
