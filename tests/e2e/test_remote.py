@@ -139,7 +139,7 @@ async def test_another_roundhouse_s_models_are_known_by_task_and_answer_as_they_
     there = {one["id"]: one["task"] for one in victim.get("/v1/models")["data"] if one["task"] != "tensor"}
     body = chat.body(facts.QWEN3_CHAT, QUESTION, seed=1)
     expected = await asyncio.to_thread(victim.post, "/v1/chat/completions", body)
-    async with remote(victim.url, prefix="far/") as served:
+    async with remote(f"{victim.url}/v1", prefix="far/") as served:
         listed = (await served.client.get("/v1/models")).json()["data"]
         assert {entry["id"]: entry["task"] for entry in listed} == {f"far/{name}": there[name] for name in there}
         answer = await served.post("/v1/chat/completions", body | {"model": f"far/{facts.QWEN3_CHAT}"})
