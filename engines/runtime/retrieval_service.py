@@ -217,8 +217,11 @@ class RetrievalService:
         return dump(count=len(ids), max_model_len=limit, tokens=ids, token_strs=strings)
 
     async def detokenize(self, body: Body) -> bytes:
-        ids = detokenize_request(body, len(self._model.tokenizer))
-        text = await self._pipeline.tokenizer_call(lambda: self._model.tokenizer.decode(ids), characters_of(ids))
+        tokenizer, given = self._model.tokenizer, body.get("tokens")
+        text = await self._pipeline.tokenizer_call(
+            lambda: tokenizer.decode(detokenize_request(body, len(tokenizer))),  # there may be millions to look at
+            characters_of(given) if isinstance(given, list) else 0,
+        )
         return dump(prompt=text)
 
     def _expect(self, *kinds: OutputKind) -> None:
