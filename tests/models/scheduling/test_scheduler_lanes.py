@@ -98,6 +98,14 @@ def test_a_retrieval_model_is_loaded_before_a_chat_model_when_both_could_be() ->
     assert s.on_loaded("chat", 2, 2.0) == [Grant(1), Load("embed")]
 
 
+def test_a_retrieval_model_does_not_take_the_room_that_was_made_for_a_chat_model() -> None:
+    s = make(a=Limits(80, 2.0), b=LARGE_CHAT, embed=Limits(15, 1.0, lane="retrieval"))
+    ready(s, "a")
+    assert s.on_request(1, "b", 30) == [Unload("a")]
+    assert s.on_request(2, "embed", 30.1) == []
+    assert s.on_unloaded("a", 31) == [Load("b")]
+
+
 def test_requests_for_a_retrieval_model_are_granted_while_a_chat_model_leaves_and_the_next_one_loads() -> None:
     s = make(a=CHAT, b=CHAT, embed=SMALL)
     ready(s, "a")
