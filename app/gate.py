@@ -30,7 +30,7 @@ from app.event_stream import EventStream
 from app.kserve.endpoint import KServe
 from app.lazy import Asgi
 from app.proxy import DataPlane
-from app.routes import ROUTES
+from app.routes import ROUTES, TEI_ROOT
 from app.sending import AnswerCutOff
 from app.state import AppState
 from app.websocket import endpoint as websocket
@@ -42,7 +42,8 @@ from utils.logging import logger
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
-BROWSED = frozenset({"/docs", "/openapi.json"})  # what people open in a browser, which can only offer a password
+READING = frozenset({"GET", "HEAD"})
+BROWSED = frozenset({TEI_ROOT, "/docs", "/openapi.json"})  # what browsers are sent to, which can only offer a password
 LOGGED_PATH_BYTES = 200
 OTHER_ROUTE = "other"  # the metrics' name for a path that is no route
 
@@ -137,7 +138,7 @@ class Gate:
                 exchange.extra = []
                 await exchange.respond(Rendered(204, allowed, b""))
                 return
-        access.keys.check(headers, as_password=path in BROWSED)
+        access.keys.check(headers, as_password=path in BROWSED and method in READING)
         access.origins.check(headers, method)
         await self._state.wait_scanned()
         if path in websocket.PATHS:
@@ -146,7 +147,7 @@ class Gate:
         if route is None and is_kserve(path):
             await self._kserve.answer(exchange)
             return
-        if route is None and path != event_stream.PATH:
+        if (route is None and path != event_stream.PATH) or (path == TEI_ROOT and method in READING):
             await self._to_control(exchange)
             return
         exchange.route = path
@@ -177,7 +178,7 @@ class Gate:
 
     async def _tell_health(self, exchange: Exchange) -> None:
         exchange.route = exchange.path
-        if exchange.method not in ("GET", "HEAD"):
+        if exchange.method not in READING:
             raise MethodNotAllowed(exchange.method, exchange.path, "GET, HEAD")
         named = self._may_see_names(exchange)
         await exchange.respond(health.answer(self._state, exchange.path, exchange.request_id, named=named))

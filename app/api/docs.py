@@ -1,9 +1,9 @@
-"""GET /docs: the routes and their schemas, from /openapi.json, in a page that loads nothing from elsewhere."""
+"""GET /docs, to which GET / leads: all routes and their schemas, in a page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 
 router = APIRouter(include_in_schema=False)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -35,3 +35,9 @@ fetch("/openapi.json").then(r=>r.json()).then(api=>{
 @router.get("/docs")
 async def docs() -> HTMLResponse:
     return HTMLResponse(PAGE, headers={"content-security-policy": POLICY})
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def root() -> RedirectResponse:
+    """For a browser that was given the server's address alone."""
+    return RedirectResponse("/docs")

@@ -61,15 +61,23 @@ async def test_every_route_but_health_needs_a_key() -> None:
 
 async def test_a_browser_is_asked_for_the_key_as_a_password_where_pages_are_read_and_nowhere_else() -> None:
     async with serving(api_keys=(KEY,)) as served:
-        for path in ("/docs", "/openapi.json"):
+        for path in ("/docs", "/openapi.json", "/"):
             refused = await served.client.get(path)
             assert refused.headers["www-authenticate"].startswith("Basic ")
-            assert (await served.client.get(path, auth=("anybody", KEY))).status_code == 200
+            assert (await served.client.get(path, auth=("anybody", KEY), follow_redirects=True)).status_code == 200
             for wrong in ("Basic", "Basic !", "Basic eDp5", f"Basic {KEY}"):
                 assert (await served.client.get(path, headers={"authorization": wrong})).status_code == 401
         for path in ("/v1/models", "/metrics", "/v1/events", "/docs/"):
             refused = await served.client.get(path, auth=("anybody", KEY))
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+
+
+async def test_a_browser_that_is_given_the_address_alone_comes_to_the_documentation() -> None:
+    async with serving() as served:
+        for method in ("GET", "HEAD"):
+            answer = await served.client.request(method, "/")
+            assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+        assert (await served.client.delete("/")).status_code == 405
 
 
 async def test_anthropic_routes_refuse_in_anthropics_shape() -> None:
