@@ -32,20 +32,20 @@ def space_for(device: Device, target: Entry) -> Space:
     """What `target` may have, what it already holds included."""
     charges, entries = device.ledger.charges, device.entries
     held: dict[Lane, int] = {"generation": 0, "retrieval": 0}
-    pinned: dict[Lane, int] = {"generation": 0, "retrieval": 0}
+    pinned_bytes = 0  # of models of its own lane
     for model_id, size_bytes in charges.items():
         entry = entries[model_id]
         if entry is target:
             continue
         lane = entry.limits.lane
         held[lane] += size_bytes
-        if entry.limits.pinned and not device.is_leaving(entry):
-            pinned[lane] += size_bytes
+        if lane == target.limits.lane and entry.limits.pinned and not device.is_leaving(entry):
+            pinned_bytes += size_bytes
     budget_bytes = device.ledger.budget_bytes
     reserve_bytes = 0
     if target.limits.lane == "generation":
-        alone_bytes = budget_bytes - pinned["generation"] - target.limits.footprint_bytes
-        reserve_bytes = min(retrieval_reserve_bytes(device), max(pinned["retrieval"], alone_bytes))
+        alone_bytes = budget_bytes - pinned_bytes - target.limits.footprint_bytes
+        reserve_bytes = min(retrieval_reserve_bytes(device), alone_bytes)
     return Space(budget_bytes, reserve_bytes, held)
 
 

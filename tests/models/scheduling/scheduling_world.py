@@ -76,6 +76,9 @@ class World:
         assert shrunk or self.host_may_overrun or host.charged_bytes <= self.scheduler.policy.sleep_memory_bytes
         on_device = {model for model, entry in self.scheduler.entries.items() if not at_rest(entry.state)}
         assert set(ledger.charges) == on_device
+        entries = self.scheduler.entries.values()
+        retrieval = [entry.limits.footprint_bytes for entry in entries if entry.limits.lane == "retrieval"]
+        assert self.scheduler.device.retrieval_bytes == sum(retrieval)
         asleep = {State.SLEEPING, State.WAKING, State.UNLOADING}
         assert {self.scheduler.entries[model].state for model in host.charges} <= asleep
 

@@ -82,6 +82,33 @@ def test_a_busy_retrieval_model_is_waited_for_rather_than_evicting_chat() -> Non
     assert s.on_release(1, 3) == [Unload("embed")]
 
 
+def test_retrieval_models_take_turns_though_two_chat_models_wait_for_a_busy_one() -> None:
+    large, small = Limits(80, 20.0), Limits(15, 1.0, lane="retrieval")
+    s = make(a=large, b=large, c=large, embed=small, rerank=small)
+    ready(s, "a")
+    ready(s, "embed")
+    for ticket, model in enumerate(("a", "b", "c", "embed")):
+        s.on_request(ticket, model, 1)
+    assert s.on_request(4, "rerank", 1) == []
+    s.on_tick(10)
+    assert s.entries["embed"].state is State.DRAINING
+    assert s.entries["a"].state is State.READY
+    assert s.on_release(3, 10) == [Unload("embed")]
+
+
+def test_a_retrieval_model_that_takes_long_to_load_makes_no_chat_model_late() -> None:
+    slow = Limits(10, 30.0, lane="retrieval")
+    s = make(Policy(retrieval_share=0.2, max_wait_s=20.0), a=CHAT, b=CHAT, embed=slow)
+    ready(s, "a")
+    s.on_request(1, "a", 0)
+    s.on_request(2, "b", 0)
+    assert s.on_request(3, "embed", 1) == []
+    s.on_tick(s.next_deadline_s(1) or 0)
+    assert s.on_release(1, 18) == [Unload("a")]
+    assert s.on_unloaded("a", 19) == [Load("b")]
+    assert s.on_loaded("b", 21, 2.0) == [Grant(2), Load("embed")]
+
+
 def test_a_retrieval_model_that_cannot_fit_beside_an_idle_chat_model_evicts_it() -> None:
     s = make(chat=LARGE_CHAT, embed=Limits(20, 1.0, lane="retrieval"))
     ready(s, "chat")
@@ -114,6 +141,18 @@ def test_requests_for_a_retrieval_model_are_granted_while_a_chat_model_leaves_an
     assert s.on_request(2, "embed", 1.1) == [Grant(2)]
     assert s.on_unloaded("a", 1.5) == [Load("b")]
     assert s.on_request(3, "embed", 1.6) == [Grant(3)]
+
+
+def test_a_place_that_a_retrieval_request_leaves_is_given_to_the_next_while_chat_swaps() -> None:
+    s = make(a=CHAT, b=CHAT, embed=replace(SMALL, concurrency=1))
+    ready(s, "a")
+    ready(s, "embed")
+    s.on_request(1, "b", 1)
+    assert s.on_request(2, "embed", 1.1) == [Grant(2)]
+    assert s.on_request(3, "embed", 1.2) == s.on_request(4, "embed", 1.3) == []
+    assert s.on_release(2, 1.4) == [Grant(3)]
+    assert s.on_unloaded("a", 1.5) == [Load("b")]
+    assert s.on_release(3, 1.6) == [Grant(4)]
 
 
 def test_a_retrieval_model_is_loaded_while_a_fenced_chat_model_gives_its_last_answers() -> None:
