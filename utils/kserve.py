@@ -96,8 +96,7 @@ def from_json_text(datatype: str, shape: Sequence[int], text: bytes, begin: int,
     """
     count, wanted, parts = 0, math.prod(shape), []
     for piece in _pieces(text, begin, end):
-        flat = len(shape) == 1 and not isinstance(piece[0], list)
-        values = piece if flat else list(_flat(piece, len(shape)))
+        values = list(_flat(piece, len(shape))) if list in map(type, piece) else piece
         count += len(values)
         if datatype == BYTES:
             parts += [_element(value) for value in values]

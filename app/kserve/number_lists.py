@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 
 from app.errors import InvalidRequest
-from app.request_body import MAX_COMMAS, MAX_CONTAINERS
+from app.request_body import MAX_COMMAS, MAX_CONTAINERS, parse_document
 from models.types import Tensor
-from utils.kserve import TensorError, from_json_text
+from utils.kserve import from_json_text
 
 LONG_BYTES = 1 << 16
 WINDOW_BYTES = 1 << 20
@@ -37,14 +37,18 @@ class NumberLists:
     spans: Spans = field(default_factory=dict)
 
     def take(self, name: Any, tensor: Tensor) -> bytes | None:
-        """The list for which `name` stands, as raw, once; None where it stands for none. Raises TensorError."""
+        """The list for which `name` stands, as raw, once; None where it stands for none.
+
+        Raises TensorError and InvalidRequest.
+        """
         span = self.spans.pop(name, None) if isinstance(name, str) else None
         if span is None:
             return None
         try:
             return from_json_text(tensor.datatype, tensor.shape, self.head, *span)
         except orjson.JSONDecodeError:
-            raise TensorError("has a list in `data` that is not valid JSON") from None
+            parse_document(self.head)  # its error tells the place
+            raise
 
 
 def take_out(head: bytes) -> NumberLists:
