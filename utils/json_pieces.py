@@ -150,7 +150,8 @@ class _Parts:
             self._begin = comma + 1
 
     def _decode(self, end: int) -> None:
-        piece = self._raw[self._begin : end]
-        if self._cut and not piece.strip():
+        piece = memoryview(self._raw)[self._begin : end]
+        values = orjson.loads(b"".join((b"[[", piece, b"]]")))[0]  # as deep as in the document: orjson has a limit
+        if self._cut and not values:
             raise _LeftWhole  # nothing beside a comma
-        self._lists[-1] += orjson.loads(b"[%b]" % piece)
+        self._lists[-1] += values

@@ -53,6 +53,9 @@ async def test_pieces_say_what_the_whole_says_be_it_json_or_not(monkeypatch: pyt
         written = json.dumps(document, indent=random.choice([None, 1]), ensure_ascii=random.random() < 0.5).encode()
         for raw in (written, spoiled(random, written), orjson.dumps(value(random))):
             assert await said(raw) == said_by_orjson(raw), raw
+    for depth in range(1020, 1026):  # around orjson's limit
+        raw = b'{"a":%b}' % (b"[" * depth + b"]" * depth)
+        assert isinstance(await said(raw), str) == isinstance(said_by_orjson(raw), str), depth
 
 
 @pytest.mark.parametrize(
