@@ -15,7 +15,7 @@ from utils import json_pieces
 from utils.json_pieces import Spans
 
 # Inside a JSON string the quotes would be escaped, so a match is a key (or a value that is followed by no colon).
-MODEL_MEMBER = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+MODEL_MEMBER = re.compile(rb'(?<!\\)"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 MODEL_NAME_MAX = 1024
 UNCOUNTED_BYTES = 1 << 20  # parsed, a body takes up to thirty times its size: too little to bother about up to here
 MAX_CONTAINERS = 500_000  # a request of this many is none that a model could answer

@@ -76,6 +76,7 @@ def test_only_the_name_changes_in_the_body(raw: bytes) -> None:
         b'{"model":"z","model":"a"}',
         b'{"m\\u006fdel":"a","inner":{"model":"a"}}',
         b'{"model":"a","m\\u006fdel":"a"}',
+        b'{"m\\u006fdel":"a","x\\"model":"a"}',
         b'{"inner":[{"model":"a"}],"m\\u006fdel":"a"}',
         b'{"x":"model","model":"a"}',
         b'{"model":"\\u0061"}',
