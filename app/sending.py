@@ -54,9 +54,9 @@ class Sender:
     """To the engines that the manager leases."""
 
     def __init__(self, state: AppState) -> None:
+        self._state = state
         self._manager = state.manager
         self._metrics = state.metrics
-        self._settings = state.settings
         self.texts = WaitTexts(state.manager)
 
     async def send(
@@ -87,7 +87,7 @@ class Sender:
                 if error.told is None:  # of servers elsewhere another may have it, at once
                     await asyncio.sleep(RETRY_PAUSE_S)
             except TimeoutError:
-                raise self._waited_too_long(spec, self._settings.wait_timeout_s) from None
+                raise self._waited_too_long(spec, self._state.settings.wait_timeout_s) from None
 
     async def _relay(self, lease: Lease, relay: Callable[[Lease], Awaitable[None]]) -> None:
         """Notes how the request ended, and says it in our errors."""
@@ -111,7 +111,7 @@ class Sender:
         if isinstance(error, NEVER_REACHED):
             return unreached(lease, why_unreached(error))
         if isinstance(error, TimeoutError):
-            return failed(lease, f"sent nothing for {self._settings.upstream_idle_timeout_s:g} s")
+            return failed(lease, f"sent nothing for {self._state.settings.upstream_idle_timeout_s:g} s")
         if not isinstance(error, UNREACHABLE):
             return failed(lease, "gave an answer that is not HTTP")
         if lease.endpoint.ends_with_us:

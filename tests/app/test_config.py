@@ -242,7 +242,9 @@ async def test_how_long_and_how_a_client_waits_changes_while_serving() -> None:
         served.engines.may_load.clear()
         old = served.roundhouse.state.settings
         await served.roundhouse.lifecycle._apply(old, old.model_copy(update={"wait_timeout_s": 0.05}))
-        assert (await served.chat("other")).status_code == 503
+        refused = await served.chat("other")
+        assert refused.status_code == 503
+        assert "within 0.05 s (wait_timeout_s)" in refused.json()["error"]["message"]
 
 
 async def test_memory_for_sleeping_models_is_measured_unless_it_is_set_also_after_a_change() -> None:
