@@ -24,7 +24,7 @@ SHOWN_CHARS = 120
 FIRST_ERROR = 400  # of HTTP's statuses
 FIRST_FAILURE = 500  # of those that are the engine's fault …
 LOOP = 508  # … but for this one, which says it of a model alone
-UNAUTHORIZED = 401
+UNAUTHORIZED, PROXY_UNAUTHORIZED = 401, 407
 KEY_RETRY_S = 60.0  # until somebody has changed the key
 UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # in a header: uvicorn would break off with it
 # Protocols by the field that each of their errors has.
@@ -60,6 +60,9 @@ async def read_checked(response: aiohttp.ClientResponse, spec: ModelSpec, protoc
     who, status = f"The server of '{spec.id}'", response.status
     if status == UNAUTHORIZED:  # what it says of our key is not for clients
         text = f"{who} refuses the key that it was given, or wants one. See api_key_env of {spec.engine}."
+        raise Unavailable(text, retry_after_s=KEY_RETRY_S)
+    if status == PROXY_UNAUTHORIZED:  # http:// by a proxy; clients would take it for one of their own
+        text = f"The proxy to the server of '{spec.id}' refuses us (status {status}). See HTTP_PROXY."
         raise Unavailable(text, retry_after_s=KEY_RETRY_S)
     check_head(response, spec)
     if status < FIRST_ERROR and (response.content_type == EVENT_STREAM or "Content-Encoding" in response.headers):

@@ -340,6 +340,12 @@ async def test_a_server_that_refuses_our_key_says_nothing_of_it_to_clients(serve
     assert "sk-abc" not in answer.text
 
 
+async def test_a_proxy_that_refuses_us_is_nothing_that_clients_could_answer(served: Served, server: Elsewhere) -> None:
+    server.answer = http(b'{"error": "log in"}', 407, headers={"proxy-authenticate": "Basic"})
+    answer = await served.chat(FAR)
+    assert (answer.status_code, "HTTP_PROXY" in answer.json()["error"]["message"]) == (503, True)
+
+
 async def test_a_stream_that_breaks_off_ends_with_an_error_event(served: Served, server: Elsewhere) -> None:
     server.answer = stream(EVENT, ends=False)
     received = (await served.chat(FAR, stream=True)).content
