@@ -138,21 +138,26 @@ class BatchWorker:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._wait()
-                if self._closing:
-                    return
-                between = self._between.popleft() if self._between else None
-                batch = self._next_batch() if between is None else []
-            if between is not None:
-                _carry_out(*between)
-            elif batch:
-                if not self._run_batch(batch):
-                    self._loop.call_soon_threadsafe(self.lost.set_result, None)
-                    return
-            else:
-                self._trim()
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Waits, and does one thing. False where it was the last. What it leaves behind would keep answers in memory
+        for as long as nothing is asked, so its variables end with it."""
+        with self._changed:
+            self._wait()
+            if self._closing:
+                return False
+            between = self._between.popleft() if self._between else None
+            batch = self._next_batch() if between is None else []
+        if between is not None:
+            _carry_out(*between)
+        elif not batch:
+            self._trim()
+        elif not self._run_batch(batch):
+            self._loop.call_soon_threadsafe(self.lost.set_result, None)
+            return False
+        return True
 
     def _wait(self) -> None:
         """Until there is something to do; memory to give back is something, after a while."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,16 +23,20 @@ from engines.runtime.retrieval import (
     InvalidRequest,
     Outputs,
     RetrievalModel,
+    Rows,
     Source,
     encode_within,
 )
-from models.errors import RoundhouseError
+from models.errors import Busy, RoundhouseError
 from models.types import Task
 
 CHUNK_TEXTS = 64  # of one turn of the tokenizer thread: a few ms
 CHUNK_CHARACTERS = 16_384
 INLINE_CHARACTERS = 2_048  # tokenized in less time than it takes to hand them to a thread and back
 CHARACTERS_PER_TOKEN = 4  # a guess, good enough to tell how much waits before it is tokenized
+LARGE_ROWS_BYTES = 1 << 20  # smaller answers are not counted among those
+MOST_ROWS_BYTES = 2 << 30  # of the answers that are computed and sent; 70 with 10,000 rows of 768 numbers
+BUSY_RETRY_S = 5.0
 PROBE_TEXT = "a"
 CLOSE_S = 30.0  # for the forward pass that is running at the end
 
@@ -65,6 +71,9 @@ class Pipeline:
         self._tokenizer = model.encoder.lock
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._large_turn = asyncio.Lock()  # in order of arrival
+        self._row_bytes = 4 * model.width if model.kind == "dense" else 0
+        self._computing_bytes = 0  # of large answers
+        self._large_rows: list[weakref.ref[Rows]] = []  # of answers that may still be on their way
 
     @property
     def healthy(self) -> bool:
@@ -102,6 +111,12 @@ class Pipeline:
         """
         if not sources:
             return Result(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64))
+        with self._room_for_rows(len(sources) * self._row_bytes):
+            return await self._run(sources, options, truncate, param, most_tokens)
+
+    async def _run(
+        self, sources: Sequence[Source], options: EncodeOptions, truncate: bool, param: str, most_tokens: int | None
+    ) -> Result:
         job = self._worker.open(len(sources), sum(map(characters_of, sources)) // CHARACTERS_PER_TOKEN)
         try:
             for start, chunk, characters in _chunks(sources):
@@ -118,11 +133,31 @@ class Pipeline:
                     )
                 if job.future.done():  # failed
                     break
-            return Result(await job.future, job.input_tokens)
+            outputs = await job.future
+            if isinstance(outputs, np.ndarray) and outputs.nbytes >= LARGE_ROWS_BYTES:
+                self._large_rows.append(weakref.ref(outputs))
+            return Result(outputs, job.input_tokens)
         except PassFailed as error:
             raise _fault(error, param) from error
         finally:
             self._worker.discard(job)
+
+    @contextmanager
+    def _room_for_rows(self, size_bytes: int) -> Iterator[None]:
+        """Around what computes so many bytes of rows. Raises Busy where those of others leave no room."""
+        if size_bytes < LARGE_ROWS_BYTES:
+            yield
+            return
+        alive = [(each, rows.nbytes) for each in self._large_rows if (rows := each()) is not None]
+        self._large_rows = [each for each, _ in alive]
+        others_bytes = self._computing_bytes + sum(nbytes for _, nbytes in alive)
+        if others_bytes and others_bytes + size_bytes > MOST_ROWS_BYTES:
+            raise Busy("Too many large answers of this model are on their way; try again.", retry_after_s=BUSY_RETRY_S)
+        self._computing_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._computing_bytes -= size_bytes
 
     async def tokenizer_call(self, call: Callable[[], T], characters: int, *, part: bool = False) -> T:
         """What `call` returns, which tokenizes so many characters; nothing else uses the tokenizer meanwhile.

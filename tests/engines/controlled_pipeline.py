@@ -54,6 +54,7 @@ class Gate:
 
 class Model:
     task = Task.EMBED
+    kind, width = "dense", 1
 
     def __init__(self, forward: Callable[[Sequence[Encoded]], Outputs]) -> None:
         self.encoder = Characters()

@@ -261,6 +261,28 @@ async def test_bulk_passes_are_as_short_as_those_of_queries_while_such_come(monk
     assert all(100 < count <= 125 for count in bulk_batches[26:-1])  # BULK_PASS_S is 125
 
 
+async def test_large_answers_are_bounded_together_until_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "LARGE_ROWS_BYTES", 4 * 10)
+    monkeypatch.setattr(pipeline, "MOST_ROWS_BYTES", 4 * 25)
+    gate = Gate()
+    async with pipeline_of(gate) as line:
+        first = asyncio.create_task(line.run(texts(*[1] * 15)))
+        await entered(gate)
+        with pytest.raises(Busy, match="large answers"):  # beside one that is computed
+            await line.run(texts(*[1] * 15))
+        small = asyncio.create_task(computed(line, 1, 2, 3))
+        gate.open.set()
+        sent = memoryview((await asyncio.wait_for(first, WAIT_S)).outputs)  # type: ignore[arg-type]
+        assert await small == [1, 2, 3]
+        del first
+        with pytest.raises(Busy, match="large answers"):  # beside one that is being sent
+            await line.run(texts(*[1] * 15))
+        del sent
+        assert await computed(line, *[1] * 15) == [1] * 15
+        await line.between_passes(lambda: None)  # after which the worker holds nothing of it
+        assert await computed(line, *[1] * 50) == [1] * 50  # alone, it may be larger
+
+
 async def test_work_between_passes_runs_alone() -> None:
     gate = Gate()
     async with pipeline_of(gate) as line:
