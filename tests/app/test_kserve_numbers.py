@@ -85,7 +85,10 @@ def test_what_stands_for_a_list_is_in_no_request(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("raw", "told"),
     [
-        (body([1, 2, 3] * 9)[:-3] + b",]}]}", "The body is not valid JSON: unexpected character, expected a string key: line 1 column 118"),
+        (
+            body([1, 2, 3] * 9)[:-3] + b",]}]}",
+            "is not valid JSON: unexpected character, expected a string key: line 1 column 118",
+        ),
         (body([1, 2, 3] * 9)[:-1], "is not valid JSON: unexpected end of data: line 1 column 1"),
         (body([1, 2, 3] * 9, shape=[26]), "holds 27 elements, and its shape [26] has 26"),
         (body([1, 2, None] * 9), "must hold numbers, as FP32 does"),
