@@ -21,6 +21,7 @@ LIVE, READY, SUMMARY = "/health/live", "/health/ready", "/health"
 KSERVE_LIVE, KSERVE_READY = "/v2/health/live", "/v2/health/ready"  # the same for clients of KServe V2
 PATHS = frozenset({LIVE, READY, SUMMARY, KSERVE_LIVE, KSERVE_READY})
 RETRY_S = 2.0
+PRIVATE = frozenset({"host", "error", "environment_detail"})  # of what engines tell
 
 
 class Starting(RequestError):
@@ -95,10 +96,12 @@ def overview(state: AppState, *, named: bool) -> dict[str, Any]:
 
 
 def _engine(told: Mapping[str, Any], *, named: bool) -> dict[str, Any]:
-    """Where an engine's servers are, and what they say, is for those who may see names."""
-    hidden = () if named else ("host", "error")
-    servers = [{key: value for key, value in each.items() if key not in hidden} for each in told.get("servers", ())]
-    return dict(told) | ({"servers": servers} if servers else {})
+    """Where an engine's servers are, and what they, logs and pip say, is for those who may see names."""
+    if named:
+        return dict(told)
+    shown = {key: value for key, value in told.items() if key not in PRIVATE}
+    servers = [{key: value for key, value in each.items() if key not in PRIVATE} for each in told.get("servers", ())]
+    return shown | ({"servers": servers} if servers else {})
 
 
 def _is_active(status: ModelStatus) -> bool:

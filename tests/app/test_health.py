@@ -8,6 +8,7 @@ import pytest
 
 from engines.base import EngineStartError
 from models.manager import ModelManager
+from tests.app.fake_engine import FakeFactory
 from tests.app.serving import Served, serving, spec
 
 KEY = "long-enough"
@@ -32,7 +33,8 @@ async def test_health_tells_what_is_true(served: Served) -> None:
         assert (await served.client.get(path)).json() == {"status": "ready"}
 
 
-async def test_names_are_told_only_with_the_key() -> None:
+async def test_names_are_told_only_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeFactory, "state", lambda self: {"state": "stopped", "error": "No module in /other"})
     async with serving(api_keys=(KEY,)) as served:
         await served.post("/v1/chat/completions", {"model": "other"}, headers={"x-api-key": KEY})
         served.roundhouse.state.config_error = "roundhouse.yaml, line 5: unknown key 'models.other.pined'"
@@ -40,9 +42,11 @@ async def test_names_are_told_only_with_the_key() -> None:
             told = await served.client.get("/health", headers=headers)
             assert "other" not in told.text
             assert told.json()["models"]["active"][0]["state"] == "ready"
+            assert told.json()["engines"] == {"fake": {"state": "stopped"}}
             assert "with a key" in told.json()["config_error"]
         told = await served.client.get("/health", headers={"x-api-key": KEY})
         assert '"id":"other"' in told.text
+        assert "/other" in told.text
         assert "line 5" in told.json()["config_error"]
 
 
