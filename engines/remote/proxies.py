@@ -14,7 +14,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 log = logging.getLogger(__name__)
 
 SCHEMES = {"grpc": "http", "grpcs": "https"}  # under which the environment has theirs
-USABLE = ("http", "https")
+USABLE, USABLE_BY_GRPC = ("http", "https"), ("http",)
 
 
 def proxy_for(url: str) -> str | None:
@@ -28,7 +28,7 @@ def proxy_for(url: str) -> str | None:
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     host = told(proxy)
-    if host is None or urlsplit(proxy).scheme not in USABLE:
+    if host is None or urlsplit(proxy).scheme not in (USABLE_BY_GRPC if target.scheme in SCHEMES else USABLE):
         kind = urlsplit(proxy).scheme if host else "an address that is none"
         log.warning("%s is asked directly: its proxy in the environment is %s, and not http://…", target.netloc, kind)
         return None

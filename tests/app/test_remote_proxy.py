@@ -201,10 +201,17 @@ def test_no_proxy_and_this_machine_are_asked_directly(
     assert proxy_for(url) == ("http://proxy.test:3128" if through else None)
 
 
-@pytest.mark.parametrize("named", ["socks5://proxy.test:1080", "http://proxy.test:none"])
+@pytest.mark.parametrize(
+    ("named", "url"),
+    [
+        ("socks5://proxy.test:1080", "https://far.test/v1"),
+        ("http://proxy.test:none", "https://far.test/v1"),
+        ("https://proxy.test:443", "grpcs://far.test"),
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_told_in_the_log(
-    monkeypatch: pytest.MonkeyPatch, proxy: Proxy, caplog: pytest.LogCaptureFixture, named: str
+    monkeypatch: pytest.MonkeyPatch, proxy: Proxy, caplog: pytest.LogCaptureFixture, named: str, url: str
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", named)
-    assert proxy_for("https://far.test/v1") is None
+    assert proxy_for(url) is None
     assert "far.test is asked directly" in caplog.text
