@@ -37,6 +37,8 @@ from app.config_source import (
     explain,
     explain_json,
     read_config_file,
+    split_commas,
+    without_empty,
 )
 from app.engine_config import EngineConfig
 from engines.base import Declaration
@@ -81,7 +83,7 @@ class ModelConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_is_default(cls, value: object) -> object:
-        return {} if value is None else without_empty(value)
+        return without_empty({} if value is None else value)
 
     @field_validator("aliases", mode="before")
     @classmethod
@@ -212,12 +214,6 @@ class Settings(BaseSettings):
     def _empty_is_default(cls, value: object) -> object:
         return without_empty(value)
 
-    @field_validator("engines", mode="before")
-    @classmethod
-    def _empty_engine(cls, value: object) -> object:
-        """As of a model: an entry that says nothing."""
-        return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
-
     @field_validator("api_keys", "allowed_hosts", "cors_origins", "preload", "default_model", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
@@ -296,15 +292,6 @@ class Settings(BaseSettings):
     def overrides(self) -> dict[str, ModelOverrides]:
         """What is configured of each model, by id."""
         return {model_id: config.overrides() for model_id, config in self.models.items()}
-
-
-def without_empty(value: object) -> object:
-    """A mapping without the keys of which nothing is said, as where all that stood below one is commented out."""
-    return {name: entry for name, entry in value.items() if entry is not None} if isinstance(value, dict) else value
-
-
-def split_commas(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def check_key(key: str) -> None:

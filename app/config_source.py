@@ -23,6 +23,7 @@ FORMS = {  # what a value must be, by the type of pydantic's error, which speaks
     "model_type": "must be a mapping, like `name: value`",
     "byte_size": "must be a size, like 8GiB",
     "byte_size_unit": "must be a size, like 8GiB",
+    "string_type": "must be text; put it in quotes",
 }
 
 Location = tuple[str | int, ...]
@@ -95,6 +96,15 @@ def _collect_lines(node: yaml.Node | None, loc: Location, lines: dict[Location, 
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines.setdefault((*loc, index), value.start_mark.line + 1)
+
+
+def without_empty(value: object) -> object:
+    """A mapping without the keys of which nothing is said, as where all that stood below one is commented out."""
+    return {name: entry for name, entry in value.items() if entry is not None} if isinstance(value, dict) else value
+
+
+def split_commas(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:

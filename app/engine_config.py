@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from app.config_source import split_commas, without_empty
 from engines.base import Declaration
 
 URL_FORMS = {
@@ -66,6 +67,16 @@ class EngineConfig(BaseModel):
     """As pip takes them: the engine runs in an environment of its own, made on first use (allow_install)."""
     python: str | None = None
     """The interpreter that runs it, or that its environment is made with; left out: ours."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: object) -> object:
+        return without_empty({} if value is None else value)
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return split_commas(value)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -75,10 +75,12 @@ def test_models_are_configured_by_id(config_file: Path) -> None:
 
 def test_what_is_empty_is_the_default_and_one_alias_needs_no_list(config_file: Path) -> None:
     config_file.write_text(
-        "port:\nmodels:\n  a:\n  b:\n    pinned:\n    aliases: gpt-4o\n    engine_args: {x: null}\nengines: {vllm: }\n"
+        "port:\nmodels:\n  a:\n  b:\n    pinned:\n    aliases: gpt-4o\n    engine_args: {x: null}\nengines:\n  vllm:\n"
+        "  b:\n    args:\n    kind: openai\n    url:\n    urls: http://gpu0, http://gpu1\n    models:\n"
     )
     settings = load_settings()
     assert (settings.port, settings.engines["vllm"].args) == (8000, {})
+    assert settings.declarations()["b"].urls == ("http://gpu0/v1", "http://gpu1/v1")
     assert settings.overrides()["a"] == ModelOverrides()
     assert settings.overrides()["b"] == ModelOverrides(aliases=("gpt-4o",), engine_args={"x": None})
     config_file.write_text("models:\n  # a: {pinned: true}\n")
@@ -111,6 +113,8 @@ def test_unknown_keys_are_errors_that_name_the_nearest_key_and_the_line(config_f
         ("1: 2", "must be a mapping"),
         ("x: &x [*x]", "unknown key"),
         ("engines: {box: {kind: openai, url: 'http://me:secret@gpu0'}}", "without credentials"),
+        ("engines: {box: {kind: openai, urls: 'http://me:secret@gpu0'}}", "without credentials"),
+        ("models: {no: {pinned: true}}", "line 1: models.0.[key]: must be text; put it in quotes"),
         ("engines: {box: {kind: openai, url: 'http://gpu0:99999/v1'}}", "is no URL of such a server"),
         ("engines: {box: {kind: openai, url: 'http://gpü'}}", "is no URL of such a server"),
         ("engines: {box: {kind: openai, urls: ['http://gpu0', 'http://gpu0/v1/']}}", "names a server twice"),
