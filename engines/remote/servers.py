@@ -73,7 +73,7 @@ class Servers:
     def _unavailable(self, among: Sequence[Server]) -> EngineUnavailable:
         told = "; ".join(_why(server) for server in among)
         retry_after_s = min((server.breaker.retry_after_s for server in among), default=TRIAL_RETRY_S)
-        what = "Its server takes" if len(among) == 1 else "None of its servers takes"
+        what = "Its server takes no" if len(among) == 1 else "None of its servers takes"
         text = f"{what} requests now (engine '{self._engine}'): {told}."
         return EngineUnavailable(text, retry_after_s=max(TRIAL_RETRY_S, retry_after_s))
 
