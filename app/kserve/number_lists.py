@@ -19,6 +19,7 @@ from models.types import Tensor
 from utils.kserve import from_json_text
 
 LONG_BYTES = 1 << 16
+MOST_LISTS = 10_000  # that are looked at; those behind are parsed with the rest
 WINDOW_BYTES = 1 << 20
 SPACE_BYTES = 1024  # behind a list
 # Inside a JSON string the quotes would be escaped, so a match is a key. Spelled with \u it is none, and stays.
@@ -56,7 +57,10 @@ def take_out(head: bytes) -> NumberLists:
     spans: Spans = {}
     parts: list[bytes] = []
     kept_from = at = 0
-    while len(head) > LONG_BYTES and (found := DATA_MEMBER.search(head, at)) is not None:
+    for _ in range(MOST_LISTS if len(head) > LONG_BYTES else 0):
+        found = DATA_MEMBER.search(head, at)
+        if found is None:
+            break
         begin = found.end() - 1
         at = _outside(head, begin)
         behind = head[max(begin, at - SPACE_BYTES) : at]

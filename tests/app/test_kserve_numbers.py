@@ -76,6 +76,11 @@ def test_in_pieces_a_body_is_read_or_refused_as_it_is_in_one(monkeypatch: pytest
         assert outcome(raw) == one, raw
 
 
+def test_of_very_many_lists_no_more_than_some_are_looked_at() -> None:
+    lists = number_lists.take_out(b'"data":[' * 100_000 + body(list(range(COUNT))))
+    assert not lists.spans
+
+
 def test_what_stands_for_a_list_is_in_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     small_pieces(monkeypatch)
     request = parse(body([1, 2, 3], parameters={"data": [4, 5, 6]}), None)
