@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engines.runtime import long_texts
 from engines.runtime.retrieval import EncodeOptions, Source, encode_within
+from engines.runtime.tokenizing import cutting
 from tests.engines import retrieval_models as made
 from tests.engines.retrieval_running import QUERY, load
 
@@ -66,6 +67,35 @@ def test_a_beginning_is_cut_just_as_the_whole_text(
     assert [item.tokens for item in given] == [item.tokens for item in expected]
     for one, other in zip(model.forward(given), model.forward(expected), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_pairs_are_cut_as_tokenizers_cuts_the_longest_first(folder: Path, *, left: bool) -> None:
+    path = folder / "reranker-cut"
+    model = load(made.judged(path if path.exists() else made.make_cross_encoder(path)))
+    lengths = [(1, 1), (3, 40), (40, 3), (9, 9), (9, 10), (10, 9), (40, 41), (6, 7)]
+    pairs = [("dog " * first, "water " * second) for first, second in lengths]
+    for limit in (3, 4, 16, 17):
+        given = model.encoder.encode(pairs, EncodeOptions(limit=limit, left=left))
+        with cutting(model.tokenizer, "left" if left else "right"):
+            expected = model.tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=limit)
+        assert [item.ids.tolist() for item in given if item.ids is not None] == expected["input_ids"]
+        assert [item.type_ids.tolist() for item in given if item.type_ids is not None] == expected["token_type_ids"]
+
+
+def test_what_is_cut_off_both_texts_of_a_pair_is_not_multiplied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "reranker-multiplied"
+    model = load(made.judged(made.make_cross_encoder(path)))
+    call, left_over = type(model.tokenizer).__call__, []
+
+    def counted(tokenizer: Any, *texts: Any, **options: Any) -> Any:
+        output = call(tokenizer, *texts, **options)
+        left_over.extend(len(each.overflowing) for each in output.encodings)
+        return output
+
+    monkeypatch.setattr(type(model.tokenizer), "__call__", counted)
+    [item] = encode_within(model.encoder, [("dog " * 400, "water " * 400)], EncodeOptions(limit=16), "", truncate=True)
+    assert (item.tokens, max(left_over)) == (16, 0)
 
 
 def test_no_more_than_the_beginning_of_a_long_text_reaches_the_tokenizer(
