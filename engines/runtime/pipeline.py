@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ PROBE_TEXT = "a"
 CLOSE_S = 30.0  # for the forward pass that is running at the end
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class ModelFault(RoundhouseError):
@@ -170,7 +173,7 @@ class Pipeline:
                 return await self._in_thread(call)
         if characters <= INLINE_CHARACTERS and self._tokenizer.acquire(blocking=False):
             try:
-                return call()
+                return _guarded(call)
             finally:
                 self._tokenizer.release()
         return await self._in_thread(call)
@@ -180,7 +183,7 @@ class Pipeline:
 
     def _alone(self, call: Callable[[], T]) -> T:
         with self._tokenizer:
-            return call()
+            return _guarded(call)
 
     async def between_passes(self, work: Callable[[], None]) -> None:
         """Runs `work` while no forward pass runs. Raises what it raises."""
@@ -189,6 +192,19 @@ class Pipeline:
     def close(self) -> None:
         self._tokenizing.shutdown(cancel_futures=True)
         self._worker.close(CLOSE_S)
+
+
+def _guarded(call: Callable[[], T]) -> T:
+    """What `call` returns. Raises ModelFault where tokenizers panics, which is no Exception: nobody would answer."""
+    try:
+        return call()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3's, which cannot be imported
+            raise
+        logger.exception("The tokenizer failed")
+        raise ModelFault(
+            "The model's tokenizer failed on a text of this request; the engine's log says more."
+        ) from error
 
 
 def _fault(error: PassFailed, param: str) -> ModelFault:

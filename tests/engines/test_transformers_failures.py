@@ -16,10 +16,20 @@ import pytest
 from engines.runtime import transformers_server
 from engines.runtime.pipeline import ModelFault
 from engines.runtime.protocol import EngineRequest
-from engines.runtime.retrieval import Encoded, Outputs, Rows
+from engines.runtime.retrieval import Encoded, Outputs, Rows, Source
 from engines.runtime.transformers_args import TransformersArgs
 from models.types import Task
-from tests.engines.controlled_pipeline import WAIT_S, Gate, Model, computed, entered, pipeline_of, texts, waits
+from tests.engines.controlled_pipeline import (
+    WAIT_S,
+    Characters,
+    Gate,
+    Model,
+    computed,
+    entered,
+    pipeline_of,
+    texts,
+    waits,
+)
 
 
 async def test_an_input_that_fails_fails_its_own_request_and_no_other_of_its_batch() -> None:
@@ -107,6 +117,27 @@ async def test_an_engine_that_cannot_compute_any_more_ends_before_it_answers(
             await session.post("/v1/embeddings", json={"input": "a text"}, timeout=aiohttp.ClientTimeout(WAIT_S))
     with pytest.raises(Ended, match=str(transformers_server.EXIT_LOST)):
         await serving
+
+
+@pytest.mark.parametrize("characters", [10, 5000])
+async def test_a_tokenizer_that_panics_is_told_to_its_client_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, characters: int
+) -> None:
+    class PanicException(BaseException):  # pyo3's name for it
+        """As Rust's libraries raise it."""
+
+    encode = Characters.encode
+
+    def panicking(encoder: Characters, sources: Sequence[Source], *options: Any) -> list[Encoded]:
+        if sources == texts(characters):
+            raise PanicException("AddedVocabulary bad split")
+        return encode(encoder, sources, *options)
+
+    async with pipeline_of(lambda batch: np.zeros((len(batch), 1), dtype=np.float32)) as line:
+        monkeypatch.setattr(Characters, "encode", panicking)
+        with pytest.raises(ModelFault, match="tokenizer failed on a text"):
+            await asyncio.wait_for(line.run(texts(characters)), WAIT_S)
+        assert await computed(line, characters + 1) == [0]
 
 
 async def test_outputs_that_cannot_be_kept_fail_their_request_instead_of_leaving_gaps_in_it() -> None:
