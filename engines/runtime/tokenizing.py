@@ -335,11 +335,19 @@ class ModuleEncoder(TextCutter):
             require_room(self._model.tokenizer, sources, options.limit)
         if options.left and not self._is_text:
             raise InvalidRequest(CUTS_ENDS, param="truncation_side")
-        sources = self.cut_documents(sources, options.document_limit)
+        sources = self.cut_documents(sources, self._document_limit(options))
         counts = self._count_texts(sources, options) if self._is_text else self._count_each(sources, options)
         if not self._cuts and options.limit is not None and max(counts) > options.limit:
             raise InvalidRequest(f"This model cannot cut its inputs; send at most {options.limit} tokens.")
         return [self._encoded(source, count, options) for source, count in zip(sources, counts, strict=True)]
+
+    def _document_limit(self, options: EncodeOptions) -> int | None:
+        """Of pairs that the module will cut, documents are cut beforehand: see `longest_first`. Where the query is too
+        long as well, of an odd number of tokens the query then gets one more than half."""
+        if not self._is_text or options.limit is None or not getattr(self._tokenizer, "is_fast", False):
+            return options.document_limit
+        most = options.limit + long_texts.MARGIN_TOKENS
+        return min(options.document_limit or most, most)
 
     def _encoded(self, source: Source, count: int, options: EncodeOptions) -> Encoded:
         options, most = within_side(self._transformer, options)
