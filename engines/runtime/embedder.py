@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
 from engines.runtime.backends.bodies import load
 from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Rows, Weights
-from engines.runtime.tokenizing import Prompts, make_encoder, read_as_text, same_options
+from engines.runtime.routed import encoder_of
+from engines.runtime.tokenizing import Prompts, read_as_text, same_options
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Task
@@ -45,7 +47,7 @@ class Embedder:
         self._normalize = bare and _takes_last_token(self._model) if args.normalize is None else args.normalize
         self.prompts: Mapping[str, str] = Prompts(self._model).offered()
         self.tokenizer: Any = self._model.tokenizer
-        self.encoder: InputEncoder = make_encoder(self._model, args.max_model_len)
+        self.encoder: InputEncoder = encoder_of(self._model, args.max_model_len)
         self.width = int(self._model.get_embedding_dimension() or 0)
 
     def forward(self, batch: Sequence[Encoded]) -> Rows:
@@ -92,10 +94,12 @@ def loading_options(args: TransformersArgs) -> dict[str, Any]:
 
 
 def limit_length(model: Any, max_model_len: int | None) -> None:
-    if isinstance(model[0], StaticEmbedding):  # has no limit, and cuts nothing
-        return
-    if max_model_len is not None and (model.max_seq_length or max_model_len) >= max_model_len:
-        model.max_seq_length = max_model_len
+    routes: Iterable[Any] = model[0].sub_modules.values() if isinstance(model[0], Router) else [model]
+    for first in (route[0] for route in routes):
+        if isinstance(first, StaticEmbedding):  # has no limit, and cuts nothing
+            continue
+        if max_model_len is not None and (getattr(first, "max_seq_length", None) or max_model_len) >= max_model_len:
+            first.max_seq_length = max_model_len
 
 
 def to_device(features: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class Pipeline:
 
     def __init__(self, model: RetrievalModel, limits: BatchLimits, max_waiting_tokens: int) -> None:
         self._encoder = model.encoder
-        probe = model.encoder.encode([(PROBE_TEXT, PROBE_TEXT) if model.task is Task.RERANK else PROBE_TEXT])
+        text: Source = (PROBE_TEXT, PROBE_TEXT) if model.task is Task.RERANK else PROBE_TEXT
+        probe = model.encoder.encode([text], EncodeOptions(side="document"))
         self._worker = BatchWorker(model.forward, probe, limits, max_waiting_tokens)
         self._tokenizer = model.encoder.lock
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")

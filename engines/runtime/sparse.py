@@ -15,7 +15,8 @@ from sentence_transformers.util import select_max_active_dims
 
 from engines.runtime.embedder import forward_alike, limit_length, loading_options, to_device
 from engines.runtime.retrieval import Encoded, InputEncoder, OutputKind, Weights
-from engines.runtime.tokenizing import Prompts, make_encoder
+from engines.runtime.routed import encoder_of
+from engines.runtime.tokenizing import Prompts
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import ModuleWeights
 from models.types import Task
@@ -39,7 +40,7 @@ class SparseEmbedder:
         limit_length(self._model, args.max_model_len)
         self.prompts: Mapping[str, str] = Prompts(self._model).offered()
         self.tokenizer: Any = self._model.tokenizer
-        self.encoder: InputEncoder = make_encoder(self._model, args.max_model_len)
+        self.encoder: InputEncoder = encoder_of(self._model, args.max_model_len)
         self.width = len(self.tokenizer)  # the first pass tells it exactly
         self._by_chunks = _weigh_by_chunks(self._model)
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from sentence_transformers.sparse_encoder.modules import MLMTransformer
+from sentence_transformers.sparse_encoder.modules import MLMTransformer, SparseStaticEmbedding
 from transformers import PreTrainedTokenizerBase
 
 from engines.runtime import long_texts
@@ -90,9 +90,9 @@ def require_vocabulary(tokenizer: Any) -> None:
 
 def same_options(batch: Sequence[Encoded]) -> list[list[int]]:
     """Places of the inputs that may share a forward pass: where the module tokenizes, those of equal options."""
-    places: dict[EncodeOptions | None, list[int]] = {}
+    places: dict[EncodeOptions | Side | None, list[int]] = {}
     for place, item in enumerate(batch):
-        places.setdefault(item.options if item.ids is None else None, []).append(place)
+        places.setdefault(item.options if item.ids is None else item.options.side, []).append(place)
     return list(places.values())
 
 
@@ -322,6 +322,9 @@ class ModuleEncoder(TextCutter):
         self._prompts = prompts
         self._transformer = model[0] if isinstance(model[0], Transformer) else None
         self._is_text = self._transformer is not None and set(self._transformer.modality_config) == {"text"}
+        self._weighs_tokens = isinstance(model[0], SparseStaticEmbedding)
+        if self._weighs_tokens:
+            model.tokenizer.model_max_length = max_tokens  # there it cuts, whatever it is told
 
     def encode(self, sources: Sequence[Source], options: EncodeOptions = WHOLE) -> list[Encoded]:
         if sources and isinstance(sources[0], list):
@@ -351,7 +354,7 @@ class ModuleEncoder(TextCutter):
 
     def _encoded(self, source: Source, count: int, options: EncodeOptions) -> Encoded:
         options, most = within_side(self._transformer, options)
-        if self._transformer is not None and options.limit is not None:
+        if self._cuts and options.limit is not None:
             count = min(count, options.limit)
         return Encoded(source, count, options=options, most=most)
 
@@ -365,6 +368,9 @@ class ModuleEncoder(TextCutter):
     def _count_each(self, sources: Sequence[Source], options: EncodeOptions) -> list[int]:
         whole = {"processing_kwargs": {"text": {"truncation": False}}} if self._transformer is not None else {}
         prompt = self._prompts.of(options)
+        if self._weighs_tokens:
+            texts = [prompt + str(source) for source in sources]
+            return [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
         return [
             int(self._model.preprocess([source], prompt=prompt, **whole)["input_ids"].numel()) for source in sources
         ]

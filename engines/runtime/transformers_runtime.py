@@ -144,9 +144,11 @@ def load_chosen(model_path: str, args: TransformersArgs) -> tuple[RetrievalModel
 
 def load_model(model_path: str, args: TransformersArgs) -> RetrievalModel:
     """The model, after one forward pass: that starts torch's threads, and shows a broken model before anybody asks."""
+    from engines.runtime.retrieval import EncodeOptions
+
     model = make_model(model_path, args)
     warm_up = (WARM_UP_TEXT, WARM_UP_TEXT) if args.task == "rerank" else WARM_UP_TEXT
-    [output] = model.forward(model.encoder.encode([warm_up]))
+    [output] = model.forward(model.encoder.encode([warm_up], EncodeOptions(side="document")))
     if model.kind in ("dense", "multi_vector"):
         model.width = output.shape[-1]  # what it really gives: modules may change the dimension that it declares
     return model

@@ -30,7 +30,10 @@ _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 @dataclass(slots=True)
 class Documents:
-    """Of one folder. `base` is the subfolder of the transformer module: "" but for old ones (`0_Transformer`)."""
+    """Of one folder. `base` is the subfolder of the transformer module: "" but for old ones (`0_Transformer`).
+
+    `modules` has a router's own modules in its place, those for documents first; `routes` are the names of its routes.
+    """
 
     folder: Folder
     base: str = ""
@@ -39,6 +42,7 @@ class Documents:
     processor_config: Document = field(default_factory=dict)
     adapter: Document | None = None
     modules: list[Document] | None = None
+    routes: frozenset[str] | None = None
     sentence_kind: str | None = None
     sentence_config: Document = field(default_factory=dict)
 
@@ -65,6 +69,7 @@ def read_documents(folder: Folder) -> Documents:
     files = folder.files
     if "modules.json" in files:
         documents.modules = _read_modules(folder)
+        _follow_router(documents, documents.modules)
         documents.base = _base(documents)
         documents.sentence_config = documents.read(documents.in_base("sentence_bert_config.json"))
     if "config_sentence_transformers.json" in files:
@@ -100,9 +105,30 @@ def _read_modules(folder: Folder) -> list[Document]:
         path = module.get("path", "")
         if path == ".":  # as Model2Vec names the folder itself
             path = module["path"] = ""
-        if not isinstance(path, str) or (path and any(name_problem(part) for part in path.split("/"))):
-            raise Refused(f"modules.json names a path outside of the folder: {printable(str(path))}")
+        _check_path(path, "modules.json")
     return modules
+
+
+def _check_path(path: object, source: str) -> None:
+    if not isinstance(path, str) or (path and any(name_problem(part) for part in path.split("/"))):
+        raise Refused(f"{source} names a path outside of the folder: {printable(str(path))}")
+
+
+def _follow_router(documents: Documents, modules: list[Document]) -> None:
+    """Puts the modules of a router, which router_config.json names, in its place."""
+    if not str(modules[0].get("type")).endswith((".Router", ".Asym")):
+        return
+    router = documents.read("router_config.json")
+    types, routes, parameters = (router.get(name) for name in ("types", "structure", "parameters"))
+    if not isinstance(types, dict) or not isinstance(routes, dict) or not types:
+        return
+    for path in types:
+        _check_path(path, "router_config.json")
+    by_names = isinstance(parameters, dict) and not parameters.get("route_mappings")
+    documents.routes = frozenset(routes) if by_names else frozenset()
+    route = routes.get("document")
+    first = [path for path in route if path in types] if isinstance(route, list) else []
+    modules[:1] = [{"type": types[path], "path": path} for path in dict.fromkeys([*first, *types])]
 
 
 def _base(documents: Documents) -> str:
@@ -144,6 +170,7 @@ def clues(documents: Documents, model_id: str) -> Clues:
         config=config,
         architectures=tuple(name for name in architectures if name),
         modules=None if modules is None else tuple(str(module.get("type")) for module in modules),
+        routes=documents.routes,
         sentence_kind=documents.sentence_kind,
         has_pooling="1_Pooling" in documents.folder.dirs,
         is_adapter=documents.adapter is not None,

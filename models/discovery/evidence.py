@@ -38,6 +38,7 @@ class Clues:
     config: Mapping[str, Any]
     architectures: tuple[str, ...] = ()
     modules: tuple[str, ...] | None = None  # types in modules.json
+    routes: frozenset[str] | None = None  # of a router among them
     sentence_kind: str | None = None  # model_type of config_sentence_transformers.json
     has_pooling: bool = False  # a folder 1_Pooling
     is_adapter: bool = False
@@ -134,10 +135,10 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
     kinds = {module.rpartition(".")[2] for module in modules}
     if "CLIPModel" in kinds:
         return _unsupported("modules.json: CLIP, text with images", "no engine serves image embeddings yet")
-    if kinds & {"Router", "Asym"}:
+    if kinds & {"Router", "Asym"} or (clues.routes is not None and not _is_routed_embedder(clues, clues.routes)):
         return _unsupported(
-            "modules.json: one model for queries and another for documents (Router)",
-            "no engine serves routed embedding models yet",
+            "modules.json: several models behind a router",
+            "no engine serves routed models but embedding models with a route for queries and one for documents",
         )
     if kinds & _OLD_MODULES:
         return _unsupported(
@@ -154,7 +155,12 @@ def _by_modules(clues: Clues, modules: tuple[str, ...]) -> Verdict | None:
         return _cross_encoder(clues, kinds)
     if kinds <= {"Transformer"} and any(name.endswith("ForSequenceClassification") for name in clues.architectures):
         return None  # sentence-transformers writes modules.json for cross-encoders too; the labels decide
-    return Verdict(Task.EMBED, ["modules.json: a sentence-transformers embedding model"])
+    routed = "" if clues.routes is None else ", one for queries and another for documents (Router)"
+    return Verdict(Task.EMBED, [f"modules.json: a sentence-transformers embedding model{routed}"])
+
+
+def _is_routed_embedder(clues: Clues, routes: frozenset[str]) -> bool:
+    return routes == {"query", "document"} and clues.sentence_kind not in ("CrossEncoder", *_LATE_KINDS)
 
 
 _OLD_MODULES = {"CNN", "LSTM", "BoW", "WordEmbeddings"}

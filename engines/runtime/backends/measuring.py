@@ -118,7 +118,7 @@ def samples(model: RetrievalModel, count: int) -> tuple[list[Encoded], list[Enco
         return (text(SHORT_WORDS), text(words)) if model.task == "rerank" else text(words)
 
     encoder = model.encoder
-    options = EncodeOptions(limit=encoder.max_tokens)
+    options = EncodeOptions(limit=encoder.max_tokens, side="document")
     singles = encoder.encode([source(SHORT_WORDS) for _ in range(SINGLES)], options)
     several = encoder.encode([source(LONG_WORDS) for _ in range(4 * count)], options)
     several.sort(key=lambda each: each.tokens)

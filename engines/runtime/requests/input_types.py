@@ -48,6 +48,12 @@ def _side(name: str) -> Side | None:
     return "document" if name.lower() in DOCUMENT else None
 
 
+def what_they_are(body: Body, prompts: Prompts) -> tuple[Side | None, str | None]:
+    """The same for TEI's routes: by `prompt_name`, or by `input_type` as elsewhere."""
+    prompt = named_prompt(body, prompts)
+    return kind_of(body, "input_type", prompts) if prompt is None else (_side(body["prompt_name"]), prompt)
+
+
 def named_prompt(body: Body, prompts: Prompts) -> str | None:
     """TEI's `prompt_name`: a prompt that the model defines, by its name."""
     name = optional_string(body, "prompt_name")

@@ -7,7 +7,7 @@ from typing import Any
 
 from engines.runtime.requests.embeddings import EmbedRequest, dimensions
 from engines.runtime.requests.fields import Body, boolean, inputs, listed, optional_string, required, text, texts
-from engines.runtime.requests.input_types import named_prompt
+from engines.runtime.requests.input_types import named_prompt, what_they_are
 from engines.runtime.requests.rerank import MAX_DOCUMENTS, RerankRequest, query
 from engines.runtime.requests.scoring import ScoreRequest
 from engines.runtime.requests.truncation import truncation
@@ -32,10 +32,11 @@ class PredictRequest:
 def tei_embed_request(body: Body, model: RetrievalModel, *, normalize: bool = True) -> EmbedRequest:
     """`normalize` is the default of the field of that name."""
     cut = truncation(body, model.encoder.max_tokens)
+    side, prompt = what_they_are(body, model.prompts)
     return EmbedRequest(
         inputs=inputs(required(body, "inputs"), "inputs", MAX_TEXTS),
         param="inputs",
-        options=EncodeOptions(cut.limit, cut.left, named_prompt(body, model.prompts)),
+        options=EncodeOptions(cut.limit, cut.left, prompt, side=side),
         truncate=cut.cut,
         dimensions=dimensions(body, "dimensions", model),
         normalize=boolean(body, "normalize", normalize),

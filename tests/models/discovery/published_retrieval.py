@@ -15,6 +15,21 @@ POOLED: list[Any] = [
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": ST + "Pooling"},
     {"idx": 2, "name": "2", "path": "2_Normalize", "type": ST + "Normalize"},
 ]
+ROUTER: list[Any] = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router.Router"}]
+SPARSE = "sentence_transformers.sparse_encoder.models."
+OPENSEARCH: dict[str, Any] = {
+    "modules.json": ROUTER,
+    "config_sentence_transformers.json": {"model_type": "SparseEncoder"},
+    "router_config.json": {
+        "types": {
+            "query_0_SparseStaticEmbedding": SPARSE + "SparseStaticEmbedding.SparseStaticEmbedding",
+            "": SPARSE + "MLMTransformer.MLMTransformer",
+            "document_1_SpladePooling": SPARSE + "SpladePooling.SpladePooling",
+        },
+        "structure": {"query": ["query_0_SparseStaticEmbedding"], "document": ["", "document_1_SpladePooling"]},
+        "parameters": {"default_route": "document", "allow_empty_key": True},
+    },
+}
 JINA_IMPL = "jinaai/xlm-roberta-flash-implementation--"
 NOMIC = "nomic-ai/nomic-bert-2048--"
 NEW = "Alibaba-NLP/new-impl--"
@@ -244,12 +259,20 @@ OTHERS = [
     Row("someone/pooling-without-modules", {**encoder("BertModel", "bert"),
             "1_Pooling/config.json": {"pooling_mode_cls_token": True}}, Task.EMBED,
         reason="1_Pooling says how token vectors become one"),
-    Row("someone/asymmetric-router", {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": ST + "Router"}],
-            "router_config.json": {"structure": {"query": ["query_0_Dense"], "document": ["document_0_Transformer"]}},
-            "config_sentence_transformers.json": {"model_type": "SentenceTransformer"},
-            "query_0_Dense/config.json": {}, "query_0_Dense/pytorch_model.bin": 1000,
-            "document_0_Transformer/config.json": {}, "document_0_Transformer/model.safetensors": 4000},
-        Task.UNSUPPORTED, UNUSABLE, reason="no engine serves routed embedding models yet"),
+    Row("opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill", {
+            **encoder("DistilBertForMaskedLM", "distilbert", 4000, max_position_embeddings=512), **OPENSEARCH,
+            "query_0_SparseStaticEmbedding/config.json": {}, "query_0_SparseStaticEmbedding/model.safetensors": 1000,
+            "document_1_SpladePooling/config.json": {}}, Task.EMBED, reason="a sparse encoder (SPLADE)",
+        facts={"method": Method.SPARSE, "max_model_len": 512, "weights_bytes": 5000}),
+    Row("someone/router-with-code", {**encoder("BertModel", "bert"), "modules.json": ROUTER, "router_config.json": {
+            "types": {"": "theirs.Module"}, "structure": {"query": [""], "document": [""]}, "parameters": {}}},
+        Task.EMBED, UNUSABLE, reason="module type theirs.Module"),
+    Row("someone/router-of-images", {"modules.json": ROUTER, "router_config.json": {
+            "types": {"text_0_Transformer": ST + "Transformer", "image_0_Transformer": ST + "Transformer"},
+            "structure": {"text": ["text_0_Transformer"], "image": ["image_0_Transformer"]}, "parameters": {}},
+            "text_0_Transformer/config.json": {}, "text_0_Transformer/model.safetensors": 4000,
+            "text_0_Transformer/tokenizer.json": {}, "image_0_Transformer/model.safetensors": 4000},
+        Task.UNSUPPORTED, UNUSABLE, reason="no engine serves routed models but"),
     Row("vidore/colqwen2-v1.0-hf", encoder("ColQwen2ForRetrieval", "colqwen2"), Task.UNSUPPORTED, UNUSABLE,
         reason="late interaction over images"),
     Row("stabilityai/stable-diffusion-xl-base-1.0", {"model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
