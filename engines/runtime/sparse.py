@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SparseEncoder
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import select_max_active_dims
 
@@ -102,21 +102,25 @@ class ChunkedPooling(SpladePooling):
 
 def _weigh_by_chunks(model: SparseEncoder) -> bool:
     """Makes the last layer of a masked language model's head a part of the pooling, if that changes nothing."""
-    if len(model) != 2 or not isinstance(model[0], Transformer) or type(model[1]) is not SpladePooling:
+    routes: Any = model[0].sub_modules if isinstance(model[0], Router) else {"document": model}
+    modules = routes["document"]
+    if any(modules[0] in list(route) for name, route in routes.items() if name != "document"):
         return False
-    head, pooling = model[0].model.get_output_embeddings(), model[1]
+    if len(modules) != 2 or not isinstance(modules[0], Transformer) or type(modules[1]) is not SpladePooling:
+        return False
+    head, pooling = modules[0].model.get_output_embeddings(), modules[1]
     if type(head) is not torch.nn.Linear:
         return False
-    example = to_device(model.preprocess(["an example"]), model.device)
+    example = to_device(model.preprocess(["an example"], task="document"), model.device)
     with torch.inference_mode():
-        expected = model(dict(example))["sentence_embedding"]
-        head.__class__, model[1] = LateLinear, ChunkedPooling(pooling, head)
+        expected = modules(dict(example))["sentence_embedding"]
+        head.__class__, modules[1] = LateLinear, ChunkedPooling(pooling, head)
         try:
-            if torch.allclose(model(dict(example))["sentence_embedding"], expected, atol=1e-3):
+            if torch.allclose(modules(dict(example))["sentence_embedding"], expected, atol=1e-3):
                 return True
         except RuntimeError:  # something follows that layer, which takes no other width
             pass
-        head.__class__, model[1] = torch.nn.Linear, pooling
+        head.__class__, modules[1] = torch.nn.Linear, pooling
     return False
 
 

@@ -16,6 +16,7 @@ from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, 
 
 from engines.runtime.requests.tei import tei_embed_request
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, TooLong, encode_within
+from engines.runtime.routed import SIDES
 from models.types import Availability, Task
 from tests.engines import retrieval_models as made
 from tests.engines.retrieval_running import TEXTS, load, run, same
@@ -90,6 +91,17 @@ def test_an_inference_free_sparse_model_weighs_queries_and_documents_as_it_shoul
     same(weights(list(model.forward(batch)), queries.shape[1]), np.vstack([queries, documents, documents]))
 
 
+def test_routes_that_share_their_transformer_still_weigh_by_their_own_poolings(folder: Path) -> None:
+    path = folder / "shared-splade"
+    shared = Transformer(str(made.make_splade(path, modules=False)), transformer_task="fill-mask")
+    router = Router.for_query_document([shared, SpladePooling("sum")], [shared, SpladePooling("max")])
+    SparseEncoder(modules=[router]).save_pretrained(str(path), create_model_card=False)
+    model, reference = load(made.judged(path)), SparseEncoder(str(path), device="cpu")
+    for side in SIDES:
+        expected = getattr(reference, f"encode_{side}")(TEXTS).to_dense()
+        same(weights(run(model, TEXTS, EncodeOptions(side=side)), expected.shape[1]), expected)
+
+
 def test_an_asymmetric_model_embeds_each_side_by_its_own_model_with_its_prompt(asymmetric: Path) -> None:
     model, reference = load(made.judged(asymmetric)), SentenceTransformer(str(asymmetric), device="cpu")
     same(run(model, TEXTS), reference.encode(TEXTS))
@@ -101,7 +113,7 @@ def test_an_asymmetric_model_embeds_each_side_by_its_own_model_with_its_prompt(a
 
 
 def test_what_is_too_long_for_its_side_is_refused_or_cut(sparse: RetrievalModel) -> None:
-    for side in ("query", "document"):
+    for side in SIDES:
         options = EncodeOptions(side=side)
         with pytest.raises(TooLong, match=r"has 30\d tokens, but this model takes at most 128"):
             encode_within(sparse.encoder, [LONG], options, "input", truncate=False)
