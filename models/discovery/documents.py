@@ -127,7 +127,7 @@ def _follow_router(documents: Documents, modules: list[Document]) -> None:
     by_names = isinstance(parameters, dict) and not parameters.get("route_mappings")
     documents.routes = frozenset(routes) if by_names else frozenset()
     route = routes.get("document")
-    first = [path for path in route if path in types] if isinstance(route, list) else []
+    first = [path for path in route if isinstance(path, str) and path in types] if isinstance(route, list) else []
     modules[:1] = [{"type": types[path], "path": path} for path in dict.fromkeys([*first, *types])]
 
 
