@@ -354,42 +354,7 @@ def test_ctrl_c_ends_a_chat_with_130_and_no_traceback(stub: Stub) -> None:
     assert errors == ""
 
 
-# -- serve, and the process itself -----------------------------------------------------------------------------------
-
-
-def serve_environment(tmp_path: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ROUNDHOUSE_")}
-    return kept | {"ROUNDHOUSE_MODELS_DIR": str(tmp_path), "ROUNDHOUSE_STATE_DIR": str(tmp_path / "state")} | more
-
-
-def test_serve_at_a_name_that_nobody_knows_says_so(tmp_path: Path) -> None:
-    result = process(
-        "serve", "--host", "no such host", env=serve_environment(tmp_path, ROUNDHOUSE_API_KEY="long-enough")
-    )
-    assert result.returncode == ExitCode.SERVER_ERROR
-    assert "no such name or address" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_serve_on_a_port_in_use_says_so(stub: Stub, tmp_path: Path) -> None:
-    result = process("serve", "--port", stub.url.rpartition(":")[2], env=serve_environment(tmp_path))
-    assert result.returncode == ExitCode.SERVER_ERROR
-    assert "another process listens there" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_serve_with_a_wrong_setting_names_it(tmp_path: Path) -> None:
-    (tmp_path / "roundhouse.yaml").write_text("prot: 8000\n", encoding="utf-8")
-    result = process("serve", env=serve_environment(tmp_path))
-    assert result.returncode == ExitCode.USAGE
-    assert "did you mean 'port'" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_serve_beyond_loopback_without_a_key_is_refused(tmp_path: Path) -> None:
-    result = process("serve", "--host", "0.0.0.0", "--port", "0", env=serve_environment(tmp_path))
-    assert result.returncode == ExitCode.USAGE
-    assert "ROUNDHOUSE_ALLOW_ANONYMOUS" in result.stderr
+# -- the process itself ----------------------------------------------------------------------------------------------
 
 
 def test_the_client_commands_import_neither_the_server_nor_pydantic() -> None:

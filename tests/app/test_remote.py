@@ -390,17 +390,3 @@ async def test_without_its_key_an_engine_s_models_say_which_variable_is_missing(
         answer = await served.chat("mine")
     assert answer.status_code == 503
     assert "BOX_KEY" in answer.json()["error"]["message"]
-
-
-async def test_another_roundhouse_serves_its_models_here_and_two_that_list_each_other_repeat_nothing() -> None:
-    async with serving() as other:
-        url = f"http://127.0.0.1:{other.port}/v1"
-        async with serving((), elsewhere={"far": Declaration("openai", (url,), prefix="far/")}) as served:
-            ids = {entry["id"]: entry["task"] for entry in (await served.client.get("/v1/models")).json()["data"]}
-            assert ids["far/minilm"] == "embed"
-            assert ids["far/pirate"] == "chat"
-            answer = await served.chat("far/pirate", messages=[])
-            assert answer.json() == {"model": "pirate", "messages": []}
-            back = Declaration("openai", (f"http://127.0.0.1:{served.port}/v1",), prefix="back/")
-            async with serving((), elsewhere={"back": back}) as third:
-                assert (await third.client.get("/v1/models")).json()["data"] == []

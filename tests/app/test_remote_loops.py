@@ -56,3 +56,17 @@ async def test_who_was_asked_before_is_passed_on_however_it_is_told_and_too_many
         assert (await served.post("/v1/chat/completions", {"model": FAR}, headers=many)).status_code == 508
         assert len(server.asked) == 1
         assert (await served.post("/v1/chat/completions", {"model": "other"}, headers=back)).status_code == 200
+
+
+async def test_another_roundhouse_serves_its_models_here_and_two_that_list_each_other_repeat_nothing() -> None:
+    async with serving() as other:
+        url = f"http://127.0.0.1:{other.port}/v1"
+        async with serving((), elsewhere={"far": Declaration("openai", (url,), prefix="far/")}) as served:
+            ids = {entry["id"]: entry["task"] for entry in (await served.client.get("/v1/models")).json()["data"]}
+            assert ids["far/minilm"] == "embed"
+            assert ids["far/pirate"] == "chat"
+            answer = await served.chat("far/pirate", messages=[])
+            assert answer.json() == {"model": "pirate", "messages": []}
+            back = Declaration("openai", (f"http://127.0.0.1:{served.port}/v1",), prefix="back/")
+            async with serving((), elsewhere={"back": back}) as third:
+                assert (await third.client.get("/v1/models")).json()["data"] == []

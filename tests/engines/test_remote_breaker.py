@@ -184,7 +184,7 @@ def test_when_no_server_takes_requests_each_is_named_with_why_and_when_it_is_tri
 def test_who_comes_while_the_trial_is_under_way_is_told_to_come_back_soon(clock: Clock) -> None:
     one = servers(clock)
     half_open(one.all[0].breaker, clock).request().begin()
-    with pytest.raises(EngineUnavailable, match="^Its server takes no requests.* it is being tried with") as caught:
+    with pytest.raises(EngineUnavailable, match=r"^Its server takes no requests.* it is being tried with") as caught:
         one.choose(one.all)
     assert caught.value.retry_after_s == 1.0
 
