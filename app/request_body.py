@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from app.errors import InvalidRequest
+from models.errors import Busy, RoundhouseError
 from utils import json_pieces
 from utils.json_pieces import Spans
 
@@ -22,6 +23,7 @@ UNCOUNTED_BYTES = 1 << 20  # parsed, a body takes up to thirty times its size: t
 MAX_CONTAINERS = 500_000  # a request of this many is none that a model could answer
 MAX_COMMAS = 4_000_000
 MAX_STRINGS = 500_000  # that are looked at to leave them out of the count: 0.3 s
+MEMORY_RETRY_S = 1.0
 STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # one without an end, too: else it takes n² steps
 
 
@@ -68,7 +70,7 @@ def _is_end_of_object(rest: bytes, model: str) -> bool:
 
 
 def parse_document(raw: bytes, what: str = "body") -> dict[str, Any]:
-    """The JSON object in `raw`, the request's body or another `what`. Raises InvalidRequest that says what is wrong."""
+    """The JSON object in `raw`, the request's body or another `what`. Raises InvalidRequest that says what is wrong, and Busy for want of memory."""
     if not raw:
         raise InvalidRequest(f"There is no {what}; a JSON object is needed.")
     if len(raw) > UNCOUNTED_BYTES:
@@ -101,7 +103,9 @@ async def read_document(raw: bytes) -> tuple[dict[str, Any], Spans | None]:
         raise InvalidRequest(f"The body holds more than {json_pieces.MOST_PARTS} strings, lists and objects.") from None
 
 
-def _not_json(error: orjson.JSONDecodeError, what: str) -> InvalidRequest:
+def _not_json(error: orjson.JSONDecodeError, what: str) -> RoundhouseError:
+    if json_pieces.is_short_of_memory(error):
+        return Busy("There is no memory to read this request now; try again.", retry_after_s=MEMORY_RETRY_S)
     return InvalidRequest(
         f"The {what} is not valid JSON: {error}. (NaN, Infinity and bytes that are not UTF-8 are not JSON either; "
         "compressed bodies are not read.)"

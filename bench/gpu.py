@@ -183,24 +183,31 @@ async def measure_limits(bench: Bench) -> None:
     await bench.part(Part("reading from the page cache", 2, 20, reading))
 
 
-async def measure_embedder(bench: Bench) -> None:
-    from bench import _gpu_models, _gpu_parts
+async def make_embedder(bench: Bench, label: str, dtype: str) -> Subject:
+    from bench import _gpu_models
     from bench._gpu_client import embed_s
+    from bench._gpu_parts import Subject
     from models.types import ModelSpec, Task
 
+    made = await asyncio.to_thread(_gpu_models.make_embedder, bench.folder / label, dtype=dtype)
+    spec = ModelSpec(
+        id=f"bench/{label}",
+        path=made.path,
+        task=Task.EMBED,
+        engine=TRANSFORMERS,
+        architecture="BertModel",
+        weights_bytes=made.weights_bytes,
+        dtype=dtype,
+        fingerprint=label,
+    )
+    return Subject(label, bench.factories[TRANSFORMERS], spec, embed_s)
+
+
+async def measure_embedder(bench: Bench) -> None:
+    from bench import _gpu_parts
+
     async def work() -> None:
-        made = await asyncio.to_thread(_gpu_models.make_embedder, bench.folder / EMBEDDER)
-        spec = ModelSpec(
-            id=f"bench/{EMBEDDER}",
-            path=made.path,
-            task=Task.EMBED,
-            engine=TRANSFORMERS,
-            architecture="BertModel",
-            weights_bytes=made.weights_bytes,
-            dtype="bfloat16",
-        )
-        subject = _gpu_parts.Subject(EMBEDDER, bench.factories[TRANSFORMERS], spec, embed_s)
-        bench.made[EMBEDDER] = subject
+        subject = bench.made[EMBEDDER] = await make_embedder(bench, EMBEDDER, "bfloat16")
         await _gpu_parts.life(subject, bench.report, bench.limits)
 
     await bench.part(Part("the life of an embedding model", 15, 90, work))
@@ -208,31 +215,17 @@ async def measure_embedder(bench: Bench) -> None:
 
 async def measure_precision(bench: Bench) -> None:
     """What the first load of a model of 32 bits makes of it, and how much longer it takes than later ones."""
-    from bench import _gpu_models
-    from bench._gpu_client import embed_s
-    from bench._gpu_parts import Subject, running
-    from models.types import ModelSpec, Task
+    from bench._gpu_parts import running
 
     async def work() -> None:
-        label = f"{EMBEDDER}-float32"
-        made = await asyncio.to_thread(_gpu_models.make_embedder, bench.folder / label, dtype="float32")
-        spec = ModelSpec(
-            id=f"bench/{label}",
-            path=made.path,
-            task=Task.EMBED,
-            engine=TRANSFORMERS,
-            architecture="BertModel",
-            weights_bytes=made.weights_bytes,
-            fingerprint=label,
-        )
-        subject = Subject(label, bench.factories[TRANSFORMERS], spec, embed_s)
+        subject = await make_embedder(bench, f"{EMBEDDER}-float32", "float32")
         ready_s: list[float] = []
         for _ in range(2):
             async with running(subject, ready_s) as engine:
-                await embed_s(engine.endpoint, spec.id)
-        reason = subject.factory.reasons(spec)[0]
+                await subject.ask(engine.endpoint, subject.spec.id)
+        reason = subject.factory.reasons(subject.spec)[0]
         for what, value, key in (("first", ready_s[0], "first_load_s"), ("second", ready_s[1], "load_s")):
-            bench.report.add(label, f"{what} load", value, "s", reason, subject.key(key))
+            bench.report.add(subject.label, f"{what} load", value, "s", reason, subject.key(key))
 
     await bench.part(Part("the precision of an embedding model", 20, 120, work))
 

@@ -37,6 +37,11 @@ class Decoded:
     outside: Spans
 
 
+def is_short_of_memory(error: orjson.JSONDecodeError) -> bool:
+    """orjson has no error of its own for it."""
+    return error.msg.startswith("Not enough memory")
+
+
 class TooManyParts(Exception):
     """More than MOST_PARTS strings, lists and objects in a large document."""
 

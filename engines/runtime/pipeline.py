@@ -74,6 +74,7 @@ class Pipeline:
         self._worker = BatchWorker(model.forward, probe, limits, max_waiting_tokens)
         self._tokenizer = model.encoder.lock
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._tokenizing.submit(bool).result()  # starts its thread now: later there may be no memory for one
         self._large_turn = asyncio.Lock()  # in order of arrival
         self._row_bytes = 4 * model.width if model.kind == "dense" else 0
         self._computing_bytes = 0  # of large answers

@@ -23,7 +23,7 @@ from engines.runtime.retrieval import InvalidRequest, RetrievalModel, TooLong
 from engines.runtime.retrieval_service import Answer, RetrievalService
 from engines.runtime.transformers_args import TransformersArgs
 from engines.runtime.transformers_sleep import Residence
-from models.errors import RoundhouseError
+from models.errors import Busy, RoundhouseError
 from utils import json_pieces
 from utils.openai_compat import Protocol, error_object
 
@@ -127,10 +127,13 @@ async def _send(request: web.Request, answer: Answer) -> web.StreamResponse:
 
 
 async def decode_body(data: bytes) -> Mapping[str, Any]:
-    """The JSON object in `data`. Raises InvalidRequest (NaN, invalid UTF-8 and nesting beyond 1,024 are not JSON)."""
+    """The JSON object in `data`. Raises InvalidRequest (NaN, invalid UTF-8 and nesting beyond 1,024 are not JSON), and
+    Busy where the memory does not suffice for it."""
     try:
         body = (await json_pieces.decode(data)).document
     except orjson.JSONDecodeError as error:
+        if json_pieces.is_short_of_memory(error):
+            raise Busy("There is no memory to read this request now; try again.", retry_after_s=RETRY_AFTER_S) from None
         raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
     except json_pieces.TooManyParts:
         raise InvalidRequest(

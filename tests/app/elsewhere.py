@@ -6,6 +6,7 @@ Raw on purpose: a web framework would not answer garbage, or close a connection 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -146,3 +147,12 @@ async def elsewhere(**options: Any) -> AsyncIterator[Elsewhere]:
         yield server
     finally:
         await server.kill()
+
+
+async def copy_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Until one of them ends; what carries connections needs one for each way."""
+    with contextlib.suppress(OSError):
+        while part := await reader.read(1 << 16):
+            writer.write(part)
+            await writer.drain()
+    writer.close()

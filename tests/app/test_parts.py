@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -147,3 +148,21 @@ def test_models_may_sleep_in_half_of_the_ram_beside_a_gpu_and_not_where_that_is_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     device = measure_device()
     assert (device.kind, device.budget_bytes, device.sleep_bytes) == ("cuda", 9200, 500)
+
+
+def test_a_body_that_there_is_no_memory_for_is_no_fault_of_its_client() -> None:
+    """In a process that may take no more memory than it has."""
+    code = """
+import resource
+from app.request_body import parse_document
+from models.errors import Busy
+raw = b'{"input": [' + b"1," * 400_000 + b"1]}"
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), resource.RLIM_INFINITY))
+try:
+    parse_document(raw)
+except Busy as error:
+    print(error.status, error.retry_after_s)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert result.stdout == "503 1.0\n", result.stderr

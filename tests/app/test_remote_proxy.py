@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from engines.base import Declaration
 from engines.remote.proxies import proxy_for
-from tests.app.elsewhere import CHAT, elsewhere
+from tests.app.elsewhere import CHAT, copy_stream, elsewhere
 from tests.app.kserve_server import kserve_server
 from tests.app.serving import Served, serving
 from tests.app.test_kserve import INFER, request
@@ -60,15 +60,7 @@ class Proxy:
             else:  # once; the server here does not mind what the target looks like, so the path alone goes on
                 path = target.partition(name)[2]
                 back.write(head.replace(target.encode(), path.encode(), 1))
-            await asyncio.gather(_copy(reader, back), _copy(there, writer))
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while part := await reader.read(1 << 16):
-            writer.write(part)
-            await writer.drain()
-    writer.close()
+            await asyncio.gather(copy_stream(reader, back), copy_stream(there, writer))
 
 
 @pytest.fixture
@@ -108,7 +100,7 @@ async def with_tls(port: int, certificate: Path) -> AsyncIterator[int]:
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(_copy(reader, back), _copy(there, writer))
+        await asyncio.gather(copy_stream(reader, back), copy_stream(there, writer))
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)

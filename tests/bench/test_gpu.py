@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench import _gpu_client, _gpu_limits, _gpu_models, _gpu_parts, gpu
-from bench._gpu_client import embed_s, first_token_s
+from bench._gpu_client import first_token_s
 from bench._gpu_parts import Limits, Subject
 from bench._gpu_report import Part, Report, TimeBudget, run_part
 from engines.base import EngineContext, EngineFactory
@@ -150,21 +150,19 @@ async def test_made_models_live_on_the_real_engines_and_answer_together(
     chat = _gpu_models.make_chat(tmp_path / "chat", TINY_BYTES)
     make_small = partial(_gpu_models.make_embedder, hidden=64, layers=1)
     monkeypatch.setattr(_gpu_models, "make_embedder", make_small)
-    embedder = make_small(tmp_path / "embedder")
     report = Report()
     with engine_folders(kv_cache_bytes=KV_BYTES) as context:
-        quick = replace(context, engine_args={"backend": "torch"})  # nothing to be compared
-        factories = VllmFactory(context), TransformersFactory(quick)
+        nothing_compared = replace(context, engine_args={"backend": "torch"})
+        factories = VllmFactory(context), TransformersFactory(nothing_compared)
         try:
             for factory in factories:
                 await factory.start()
             chat_spec = ModelSpec("bench/chat", chat.path, Task.COMPLETION, "vllm", max_model_len=2048)
-            embedder_spec = ModelSpec("bench/embedder", embedder.path, Task.EMBED, "transformers", dtype="bfloat16")
             talking = Subject("chat", factories[0], replace(chat_spec, weights_bytes=chat.weights_bytes), first_token_s)
-            embedding = Subject("embedder", factories[1], embedder_spec, embed_s)
+            bench = gpu.Bench(gpu.parse([]), report, TimeBudget(100), FAST, tmp_path, {"transformers": factories[1]})
+            embedding = await gpu.make_embedder(bench, "embedder", "bfloat16")
             await _gpu_parts.life(embedding, report, FAST)
             await _gpu_parts.together(talking, embedding, report)
-            bench = gpu.Bench(gpu.parse([]), report, TimeBudget(100), FAST, tmp_path, {"transformers": factories[1]})
             await gpu.measure_precision(bench)
         finally:
             for factory in factories:

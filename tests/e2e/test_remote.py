@@ -17,6 +17,7 @@ import pytest
 from bench._servers import Server
 from demo import facts
 from engines.base import Declaration
+from tests.app.elsewhere import copy_stream
 from tests.app.serving import Served, serving
 from tests.e2e import chat
 from tests.e2e.faulty import engines
@@ -46,7 +47,7 @@ class OnPort:
         async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError):
                 there, back = await asyncio.open_unix_connection(str(uds))
-                await asyncio.gather(_copy(reader, back), _copy(there, writer))
+                await asyncio.gather(copy_stream(reader, back), copy_stream(there, writer))
 
         self._server = await asyncio.start_server(carry, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -54,14 +55,6 @@ class OnPort:
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while part := await reader.read(1 << 16):
-            writer.write(part)
-            await writer.drain()
-    writer.close()
 
 
 @asynccontextmanager
