@@ -70,7 +70,10 @@ def _is_end_of_object(rest: bytes, model: str) -> bool:
 
 
 def parse_document(raw: bytes, what: str = "body") -> dict[str, Any]:
-    """The JSON object in `raw`, the request's body or another `what`. Raises InvalidRequest that says what is wrong, and Busy for want of memory."""
+    """The JSON object in `raw`, the request's body or another `what`.
+
+    Raises InvalidRequest that says what is wrong, and Busy for want of memory.
+    """
     if not raw:
         raise InvalidRequest(f"There is no {what}; a JSON object is needed.")
     if len(raw) > UNCOUNTED_BYTES:
