@@ -79,7 +79,7 @@ class BatchWorker:
 
     @property
     def healthy(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self.lost.done()
 
     @property
     def waiting_tokens(self) -> int:
