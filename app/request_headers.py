@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.asgi import Exchange
+from app.auth import given_key
+from engines.base import CLIENT_HEADER
 from models.errors import LoopDetected
 from models.manager import Lease
 
@@ -27,10 +29,19 @@ def request_headers(
         value = exchange.headers.get(key)
         if value is not None and value.isascii():
             headers[name] = value.decode("ascii")
-    if not lease.endpoint.ends_with_us:
+    if lease.endpoint.ends_with_us:
+        headers[CLIENT_HEADER] = _client(exchange)
+    else:
         headers["Via"] = _via(exchange, lease, own_name)
     headers.update(lease.endpoint.headers)
     return headers
+
+
+def _client(exchange: Exchange) -> str:
+    """The same for requests from one address, with one key and by one program; another after each of our starts."""
+    host, _ = exchange.scope.get("client") or ("", 0)
+    who = host, given_key(exchange.headers), exchange.headers.get(b"user-agent")
+    return f"{hash(who) & 0xFFFF_FFFF_FFFF_FFFF:x}"
 
 
 def _via(exchange: Exchange, lease: Lease, own_name: str) -> str:

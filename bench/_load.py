@@ -86,11 +86,12 @@ class Clients:
 
 
 @asynccontextmanager
-async def clients(url: str) -> AsyncIterator[Clients]:
-    """As many connections as there are questions at a time."""
+async def clients(url: str, program: str = "bench") -> AsyncIterator[Clients]:
+    """As many connections as there are questions at a time. To servers that tell programs apart they are `program`."""
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
+    headers = {"User-Agent": program}
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout, headers=headers) as session:
         yield Clients(session)
 
 

@@ -5,8 +5,8 @@ All with all-MiniLM-L6-v2 and texts of 5 to 60 words, asked for as OpenAI's clie
   with its own settings, in its own environment (build/infinity-venv, made on first use), and sentence-transformers'
   `encode` in a child process with our precision and its best batch size. Everything in rounds, in turn: only one works
   at a time. The vectors are compared with those of `encode` in float32.
-- latency: a short query alone, and again and again while a request of 10,000 texts runs; the same with Infinity, where
-  no request may have as many (five of 2,000, sent at once).
+- latency: a short query alone, and again and again while a request of 10,000 texts runs, or while 1,024 requests of one
+  text do that another client sent at once; the same with Infinity, where no request may have as many (five of 2,000).
 - chat: embeddings alone, chat answers at full load alone, then both at once, in rounds.
 - memory: of the engine's process before and after what is too long, too much or empty (see bench._retrieval_memory).
 
@@ -201,10 +201,15 @@ def in_several(one: Clients, given: Sequence[str]) -> list[asyncio.Future[bytes]
     return [asyncio.ensure_future(embed(one, EMBEDDER, given[start : start + MOST_OF_THEIRS])) for start in starts]
 
 
-async def beside_bulk(one: Clients, send: Bulk, given: Sequence[str]) -> tuple[list[float], float]:
-    """Seconds of queries while `given` is embedded, and the texts/s of that."""
+def in_singles(one: Clients, given: Sequence[str]) -> list[asyncio.Future[bytes]]:
+    """All of `given` at once, each in a request."""
+    return [asyncio.ensure_future(embed(one, EMBEDDER, [text])) for text in given]
+
+
+async def beside_bulk(one: Clients, other: Clients, send: Bulk, given: Sequence[str]) -> tuple[list[float], float]:
+    """Seconds of queries of `one` while `given` is embedded for `other`, and the texts/s of that."""
     began = time.monotonic()
-    requests = send(one, given)
+    requests = send(other, given)
     await asyncio.wait(requests, timeout=SETTLED_S)
     took = await query_times_s(one, lambda _: not all(request.done() for request in requests))
     await together(requests)
@@ -215,17 +220,23 @@ async def latency(ours: Server, theirs: Server, options: Options) -> dict[str, f
     given = texts(options.count(BULK))
     rows: list[tuple[object, ...]] = []
     ratios: list[float] = []
-    async with sides(ours, theirs) as both:
-        for name, one, send in zip(("ours", "Infinity"), both, (in_one, in_several), strict=True):
+    singles = given[: options.count(COUNT)]
+    async with sides(ours, theirs) as both, AsyncExitStack() as stack:
+        for name, server, one, send in zip(
+            ("ours", "Infinity"), (ours, theirs), both, (in_one, in_several), strict=True
+        ):
+            other = await stack.enter_async_context(clients(server.url, "another"))
             before = await query_times_s(one, lambda count: count < QUERIES)
-            during, rate = await beside_bulk(one, send, given)
+            during, rate = await beside_bulk(one, one, send, given)
+            crowded, crowd_rate = await beside_bulk(one, other, in_singles, singles)
             after = await query_times_s(one, lambda count: count < QUERIES)
-            if not during:
+            if not (during and crowded):
                 raise RuntimeError(f"{len(given)} texts were embedded before a query could be asked")
             ratios.append(statistics.median(during) / statistics.median(before + after))
             rows += [
                 (f"{name}: query alone, ms", *_milliseconds(before + after)),
                 (f"{name}: beside {len(given)} texts ({rate:.0f}/s), ms", *_milliseconds(during)),
+                (f"{name}: beside {len(singles)} of another ({crowd_rate:.0f}/s), ms", *_milliseconds(crowded)),
             ]
     _report.print_table("A single query", ("", "min", "median", "max"), rows)
     return {"latency_ratio": ratios[0]}

@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from models.types import LoadReport, ModelSpec, Progress, SleepReport
 
+CLIENT_HEADER = "X-Roundhouse-Client"  # whose request it is, in a word that tells nothing else of them
+
 
 class Outcome(StrEnum):
     """How a request to an engine ended, as far as it says something of the engine."""

@@ -85,9 +85,9 @@ class BatchWorker:
     def waiting_tokens(self) -> int:
         return self._backlog.tokens
 
-    def open(self, total: int, expected_tokens: int) -> Job:
+    def open(self, total: int, expected_tokens: int, client: str = "") -> Job:
         """A job of `total` inputs, to be added. Raises Busy where too much waits already."""
-        job = Job(total, expected_tokens)
+        job = Job(total, expected_tokens, client)
         with self._changed:
             waiting = self._backlog.tokens + self._expected_tokens
             if waiting and waiting + expected_tokens > self._max_waiting_tokens:

@@ -1,8 +1,9 @@
 """Which waiting inputs go into the next forward pass: decided here, and nothing else.
 
 A request small enough for one batch is interactive, a larger one is bulk. Where both wait they take turns, so neither
-holds up the other: a single query waits for at most the batch that is running and one more. Within a lane inputs of
-similar length go together, because a batch costs what its longest input costs times their number.
+holds up the other: a single query waits for at most the batch that is running and one more. Within a lane clients take
+turns, so that who sends a thousand texts one by one, all at once, does not hold up others either. Inputs of similar
+length go together, because a batch costs what its longest input costs times their number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from engines.runtime.retrieval import Encoded, Outputs, Rows
 # What a forward pass costs beside its tokens, in tokens. On 2 CPU cores, all-MiniLM-L6-v2: 22 with torch, 26 with
 # OpenVINO; larger models have a smaller share. A GPU is launching kernels for some ms meanwhile.
 FIXED_TOKENS = {"cpu": 24, "cuda": 2048}
-CANDIDATE_BATCHES = 8  # as many batches' worth of the oldest interactive inputs are looked at for the next one
+CANDIDATE_BATCHES = 8  # as many batches' worth of the next interactive inputs are looked at for the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class Job:
     Made in the event loop that waits for it; inputs may come in several parts.
     """
 
-    def __init__(self, total: int, expected_tokens: int = 0) -> None:
+    def __init__(self, total: int, expected_tokens: int = 0, client: str = "") -> None:
         self.total = total
+        self.client = client
         self.interactive = False
         self.failed = False
         self.pending: list[tuple[int, int, Encoded]] = []  # a heap: -tokens, index, input; the longest comes first
@@ -140,13 +142,47 @@ class Slot:
     item: Encoded
 
 
+class Lane:
+    """Requests that wait, each client's in order of arrival; clients take turns. A true value while any waits."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, dict[Job, None]] = {}  # the one whose turn it is comes first
+
+    def __bool__(self) -> bool:
+        return bool(self._clients)
+
+    def __iter__(self) -> Iterator[Job]:
+        """One of each client, then the second of each, and so on."""
+        rest = deque(map(iter, self._clients.values()))
+        while rest:
+            jobs = rest.popleft()
+            job = next(jobs, None)
+            if job is not None:
+                yield job
+                rest.append(jobs)
+
+    def add(self, job: Job) -> None:
+        self._clients.setdefault(job.client, {})[job] = None
+
+    def remove(self, job: Job) -> None:
+        """Of no effect for one that is not here."""
+        jobs = self._clients.get(job.client, {})
+        jobs.pop(job, None)
+        if not jobs:
+            self._clients.pop(job.client, None)
+
+    def end_turn(self, client: str) -> None:
+        if client in self._clients:
+            self._clients[client] = self._clients.pop(client)
+
+
 class Backlog:
     """The inputs that wait. Not thread-safe; no clock, no I/O."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
-        self._interactive: dict[Job, None] = {}  # in order of arrival
-        self._bulk: deque[Job] = deque()
+        self._interactive = Lane()
+        self._bulk = Lane()
         self._bulk_turn = False
         self.tokens = 0
 
@@ -164,16 +200,13 @@ class Backlog:
         self.tokens += job.waiting_tokens - before
         job.interactive = len(items) == job.total and self._limits.fits(len(items), job.longest)
         if job.interactive:
-            self._interactive[job] = None
+            self._interactive.add(job)
         elif not waits:
-            self._bulk.append(job)
+            self._bulk.add(job)
 
     def discard(self, job: Job) -> None:
         """Forgets what of `job` is not running yet."""
-        if job.interactive:
-            self._interactive.pop(job, None)
-        elif job.pending:
-            self._bulk.remove(job)
+        (self._interactive if job.interactive else self._bulk).remove(job)
         self.tokens -= job.waiting_tokens
         job.drop_pending()
 
@@ -192,7 +225,7 @@ class Backlog:
         return batch
 
     def _take_interactive(self) -> list[Slot]:
-        """Of what has waited longest, cut by length into batches, the one with the oldest request's longest input."""
+        """Of what is next, cut by length into batches, the one with the longest input of the first request."""
         oldest = next(iter(self._interactive))
         first = oldest.pending[0][1]
         waiting = sorted(self._candidates(), key=lambda slot: slot.item.tokens, reverse=True)
@@ -207,11 +240,12 @@ class Backlog:
                         break
                     batch, wasted = [], 0
             batch.append(slot)
+        self._interactive.end_turn(oldest.client)
         self._remove_from_interactive(batch)
         return batch
 
     def _candidates(self) -> Iterator[Slot]:
-        """The interactive inputs, oldest requests first, as many as are worth sorting."""
+        """The interactive inputs, those first whose turn it is, as many as are worth sorting."""
         count = tokens = 0
         for job in self._interactive:
             for _, index, item in job.pending:
@@ -228,11 +262,14 @@ class Backlog:
         for job, indices in taken.items():
             job.take(indices)
             if not job.pending:
-                del self._interactive[job]
+                self._interactive.remove(job)
 
     def _take_bulk(self, tokens: int) -> list[Slot]:
-        """The longest inputs left of the request whose turn it is; then the next request's turn."""
-        job = self._bulk.popleft()
+        """The longest inputs left of the request whose turn it is; then it is the turn of its client's next request,
+        once the other clients had theirs."""
+        job = next(iter(self._bulk))
+        self._bulk.end_turn(job.client)
+        self._bulk.remove(job)
         longest = job.longest
         batch = [job.take_longest()]
         while job.pending:
@@ -241,5 +278,5 @@ class Backlog:
                 break
             batch.append(job.take_longest())
         if job.pending:
-            self._bulk.append(job)
+            self._bulk.add(job)
         return batch

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -40,6 +41,8 @@ MOST_ROWS_BYTES = 2 << 30  # of the answers that are computed and sent; 70 with 
 BUSY_RETRY_S = 5.0
 PROBE_TEXT = "a"
 CLOSE_S = 30.0  # for the forward pass that is running at the end
+
+CLIENT: ContextVar[str] = ContextVar("client", default="")  # whose request runs; clients take turns
 
 T = TypeVar("T")
 
@@ -122,7 +125,8 @@ class Pipeline:
     async def _run(
         self, sources: Sequence[Source], options: EncodeOptions, truncate: bool, param: str, most_tokens: int | None
     ) -> Result:
-        job = self._worker.open(len(sources), sum(map(characters_of, sources)) // CHARACTERS_PER_TOKEN)
+        expected_tokens = sum(map(characters_of, sources)) // CHARACTERS_PER_TOKEN
+        job = self._worker.open(len(sources), expected_tokens, CLIENT.get())
         try:
             for start, chunk, characters in _chunks(sources):
                 encode = partial(

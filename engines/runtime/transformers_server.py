@@ -17,6 +17,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from engines.base import CLIENT_HEADER
+from engines.runtime.pipeline import CLIENT
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.requests.tei import is_tei_rerank
 from engines.runtime.retrieval import InvalidRequest, RetrievalModel, TooLong
@@ -101,6 +103,7 @@ def _endpoint(
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         request[PROTOCOL] = protocol
+        CLIENT.set(request.headers.get(CLIENT_HEADER, ""))
         body = await decode_body(await request.read())
         if request.path == SHARED_PATH and is_tei_rerank(body):
             request[PROTOCOL] = "tei"

@@ -72,8 +72,19 @@ async def test_engines_get_neither_keys_nor_cookies_nor_queries() -> None:
             "user-agent",
             "traceparent",
             "x-request-id",
+            "x-roundhouse-client",
         }
         assert "secret" not in str(got)
+
+
+async def test_engines_learn_which_requests_are_of_one_client_and_nothing_else_of_it() -> None:
+    async with serving(api_keys=("secret-key-1", "secret-key-2")) as served:
+        for key, agent in (("1", "me/1"), ("1", "me/1"), ("2", "me/1"), ("1", "you/1")):
+            headers = {"authorization": f"Bearer secret-key-{key}", "user-agent": agent}
+            assert (await served.post("/v1/chat/completions", {"model": "other"}, headers=headers)).status_code == 200
+        first, second, *others = (seen.headers["X-Roundhouse-Client"] for seen in served.engines.seen)
+        assert first == second
+        assert len({first, *others}) == 3
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "tab\there", "ünïcode"])

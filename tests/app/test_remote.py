@@ -136,6 +136,7 @@ async def test_keys_are_not_mixed_up(server: Elsewhere, monkeypatch: pytest.Monk
         (asked,) = server.asked
         assert asked.headers["authorization"] == "Bearer sk-the-servers"
         assert "sk-our-clients" not in str(asked)
+        assert "x-roundhouse-client" not in asked.headers
         hidden, shown = await served.client.get("/health"), await served.client.get("/health", headers=headers)
     assert "sk-the-servers" not in shown.text
     assert str(server.port) in shown.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,6 +55,8 @@ class Gate:
 class Model:
     task = Task.EMBED
     kind, width = "dense", 1
+    prompts: Mapping[str, str] = {}
+    weights = None
 
     def __init__(self, forward: Callable[[Sequence[Encoded]], Outputs]) -> None:
         self.encoder = Characters()

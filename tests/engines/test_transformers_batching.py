@@ -18,9 +18,9 @@ def items(*tokens: int) -> list[Encoded]:
     return [Encoded(f"text of {count}", count) for count in tokens]
 
 
-def add(waiting: Backlog, *tokens: int) -> Job:
+def add(waiting: Backlog, *tokens: int, client: str = "") -> Job:
     """A request whose inputs all come at once."""
-    job = Job(len(tokens))
+    job = Job(len(tokens), client=client)
     waiting.add(job, items(*tokens))
     return job
 
@@ -95,6 +95,23 @@ async def test_bulk_requests_take_turns(waiting: Backlog) -> None:
     first, second = add(waiting, *[16] * 8), add(waiting, *[16] * 8)
     assert waiting.next_batch(FULL)[0].job is first
     assert waiting.next_batch(FULL)[0].job is second
+
+
+async def test_a_client_with_many_requests_holds_up_no_other_whether_they_are_small_or_large(waiting: Backlog) -> None:
+    for size in (1, 8):
+        many = [add(waiting, *[16] * size, client="indexer") for _ in range(20)]
+        few = [add(waiting, *[16] * size, client=name) for name in ("editor", "chat")]
+        firsts = [{slot.job for slot in waiting.next_batch(FULL)} for _ in range(3)]
+        assert many[0] in firsts[0]
+        assert set(few) <= set().union(*firsts)
+        while waiting:
+            waiting.next_batch(FULL)
+        assert not any(job.pending for job in (*many, *few))
+
+
+async def test_large_requests_of_one_client_take_turns_too_while_another_has_one(waiting: Backlog) -> None:
+    names = {add(waiting, *[16] * 8, client=name[0]): name for name in ("a1", "a2", "b1")}
+    assert [names[waiting.next_batch(FULL)[0].job] for _ in range(6)] == ["a1", "b1", "a2", "b1", "a1", "a2"]
 
 
 async def test_a_bulk_batch_is_as_small_as_it_is_asked_to_be(waiting: Backlog) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -18,7 +17,6 @@ from engines.runtime.pipeline import ModelFault
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.retrieval import Encoded, Outputs, Rows, Source
 from engines.runtime.transformers_args import TransformersArgs
-from models.types import Task
 from tests.engines.controlled_pipeline import (
     WAIT_S,
     Characters,
@@ -104,9 +102,7 @@ async def test_an_engine_that_cannot_compute_any_more_ends_before_it_answers(
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(transformers_server, "DRAIN_S", 0.01)
     ready = asyncio.Event()
-    model: Any = SimpleNamespace(
-        **vars(Model(forward)), task=Task.EMBED, kind="dense", width=1, prompts={}, weights=None
-    )
+    model: Any = Model(forward)
     request = EngineRequest("m", str(tmp_path / "engine"), str(tmp_path), str(tmp_path / "log"), notify=ready.set)
     serving = asyncio.create_task(
         transformers_server.serve(request, model, TransformersArgs(task="embed", device="cpu"))

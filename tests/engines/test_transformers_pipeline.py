@@ -8,15 +8,33 @@ import threading
 from collections.abc import Sequence
 from itertools import chain
 from types import SimpleNamespace
+from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
+from engines.base import CLIENT_HEADER
 from engines.runtime import batch_worker, pipeline
 from engines.runtime.batching import BatchLimits
 from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Outputs, Rows, Source, TooLong
+from engines.runtime.retrieval_service import RetrievalService
+from engines.runtime.transformers_args import TransformersArgs
+from engines.runtime.transformers_server import make_app
+from engines.runtime.transformers_sleep import Residence
 from models.errors import Busy
-from tests.engines.controlled_pipeline import WAIT_S, Characters, Gate, computed, entered, pipeline_of, texts, waits
+from tests.engines.controlled_pipeline import (
+    WAIT_S,
+    Characters,
+    Gate,
+    Model,
+    computed,
+    entered,
+    pipeline_of,
+    texts,
+    waits,
+)
 from utils import procfs
 
 
@@ -50,6 +68,32 @@ async def test_requests_that_arrive_during_a_pass_share_the_next_one() -> None:
         gate.open.set()
         await asyncio.gather(first, *others)
     assert gate.batches == [[9], [7, 6, 5]]
+
+
+async def test_a_request_does_not_wait_for_all_those_of_another_client() -> None:
+    gate = Gate()
+    model: Any = Model(gate)
+    service = RetrievalService(model, "m", TransformersArgs(task="embed", device="cpu", batch_items=4))
+    server = TestServer(make_app(service, Residence(None, service.between_passes)))
+    async with TestClient(server) as client, asyncio.TaskGroup() as asking:
+
+        async def ask(text: str, name: str) -> None:
+            headers = {CLIENT_HEADER: name}
+            answer = await client.post(
+                "/v1/embeddings", json={"input": text}, headers=headers, timeout=aiohttp.ClientTimeout(WAIT_S)
+            )
+            assert answer.status == 200
+
+        asking.create_task(ask("first", "indexer"))
+        await entered(gate)
+        for _ in range(40):
+            asking.create_task(ask("x" * 9, "indexer"))
+        await waits(service._pipeline, 40 * 9)
+        asking.create_task(ask("x" * 9 + "y", "editor"))
+        await waits(service._pipeline, 40 * 9 + 10)
+        gate.open.set()
+    service.close()
+    assert 10 in gate.batches[1] + gate.batches[2]
 
 
 async def test_a_large_request_is_being_computed_before_all_of_it_is_tokenized() -> None:
