@@ -1,7 +1,8 @@
 """The thread that runs forward passes over whatever waits; requests that arrive meanwhile share the next one.
 
 A bulk pass is as long as is worth its while where no interactive requests come, and short where they do: about as long
-as one of theirs, so that a query which arrives during one waits for no more than it takes itself.
+as one of theirs, so that a query which arrives during one waits for no more than it takes itself. Interactive passes
+are short, too, where others come upon the many small requests of a client.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class BatchWorker:
         self._cost = PassCost(limits.fixed_tokens)
         self._interactive_pass_s = SHORT_PASS_S[1]
         self._interactive_until_s = 0.0  # monotonic; bulk passes are short until then
+        self._crowded_until_s = 0.0  # likewise; interactive passes are, too
         self._untrimmed_tokens = 0
         self.batches = 0  # finished or failed so far
         self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
@@ -103,14 +105,21 @@ class BatchWorker:
             self._expected_tokens -= job.expected_tokens
             self._backlog.add(job, items)
             self._expected_tokens += job.expected_tokens
-            if job.interactive and self._backlog.has_bulk:
-                self._interactive_until_s = time.monotonic() + RECENT_S
+            if job.interactive:
+                self._note_who_waits(job)
             job.stalled = job.waiting_tokens > LOOKAHEAD_TOKENS
             if job.stalled:
                 job.room.clear()
             self._changed.notify()
         if job.stalled and not job.future.done():
             await job.room.wait()
+
+    def _note_who_waits(self, job: Job) -> None:
+        """An interactive one that came upon others' work makes passes of that short for a while."""
+        if self._backlog.has_bulk:
+            self._interactive_until_s = time.monotonic() + RECENT_S
+        if self._backlog.is_crowded(job.client):
+            self._crowded_until_s = time.monotonic() + RECENT_S
 
     def discard(self, job: Job) -> None:
         """Drops what of `job` is not running yet; nobody waits for it any more. Call it once for each job."""
@@ -168,9 +177,12 @@ class BatchWorker:
 
     def _next_batch(self) -> list[Slot]:
         low_s, high_s = SHORT_PASS_S
-        short = time.monotonic() < self._interactive_until_s
-        bulk_s = min(max(self._interactive_pass_s, low_s), high_s) if short else BULK_PASS_S
-        batch = self._backlog.next_batch(self._cost.tokens_within(bulk_s, self._limits.tokens))
+        now, most = time.monotonic(), self._limits.tokens
+        short = self._cost.tokens_within(min(max(self._interactive_pass_s, low_s), high_s), most)
+        batch = self._backlog.next_batch(
+            short if now < self._interactive_until_s else self._cost.tokens_within(BULK_PASS_S, most),
+            short if now < self._crowded_until_s else most,
+        )
         for job in {slot.job for slot in batch}:
             if job.stalled and job.waiting_tokens <= LOOKAHEAD_TOKENS // 2:
                 job.stalled = False

@@ -12,7 +12,8 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,6 +176,14 @@ class Lane:
         if client in self._clients:
             self._clients[client] = self._clients.pop(client)
 
+    def is_crowded(self, client: str, tokens: int) -> bool:
+        """Whether one of the others waits for more than `tokens`."""
+        return any(
+            any(total > tokens for total in accumulate(job.waiting_tokens for job in jobs))
+            for name, jobs in self._clients.items()
+            if name != client
+        )
+
 
 class Backlog:
     """The inputs that wait. Not thread-safe; no clock, no I/O."""
@@ -210,22 +219,27 @@ class Backlog:
         self.tokens -= job.waiting_tokens
         job.drop_pending()
 
-    def next_batch(self, bulk_tokens: int) -> list[Slot]:
-        """Takes out the inputs of the next forward pass, of bulk work not more than `bulk_tokens` where they are
-        several; empty where nothing waits."""
+    def is_crowded(self, client: str) -> bool:
+        """Whether another client has small requests for more than one pass."""
+        return self._interactive.is_crowded(client, self._limits.tokens)
+
+    def next_batch(self, bulk_tokens: int, interactive_tokens: int) -> list[Slot]:
+        """Takes out the inputs of the next forward pass, where they are several not more than so many tokens of bulk
+        or of interactive work; empty where nothing waits."""
         if self._bulk and (self._bulk_turn or not self._interactive):
             self._bulk_turn = False
             batch = self._take_bulk(bulk_tokens)
         elif self._interactive:
             self._bulk_turn = True
-            batch = self._take_interactive()
+            batch = self._take_interactive(interactive_tokens)
         else:
             return []
         self.tokens -= sum(slot.item.tokens for slot in batch)
         return batch
 
-    def _take_interactive(self) -> list[Slot]:
+    def _take_interactive(self, tokens: int) -> list[Slot]:
         """Of what is next, cut by length into batches, the one with the longest input of the first request."""
+        limits = replace(self._limits, tokens=min(tokens, self._limits.tokens))
         oldest = next(iter(self._interactive))
         first = oldest.pending[0][1]
         waiting = sorted(self._candidates(), key=lambda slot: slot.item.tokens, reverse=True)
@@ -235,7 +249,7 @@ class Backlog:
             if batch:
                 longest = batch[0].item.tokens
                 wasted += longest - slot.item.tokens
-                if wasted > self._limits.fixed_tokens or not self._limits.fits(len(batch) + 1, longest):
+                if wasted > limits.fixed_tokens or not limits.fits(len(batch) + 1, longest):
                     if any(taken.job is oldest and taken.index == first for taken in batch):
                         break
                     batch, wasted = [], 0

@@ -37,9 +37,9 @@ async def waiting() -> Backlog:
 async def test_waiting_requests_share_a_batch(waiting: Backlog) -> None:
     for count in (5, 7, 6):
         add(waiting, count)
-    assert lengths(waiting.next_batch(FULL)) == [7, 6, 5]
+    assert lengths(waiting.next_batch(FULL, FULL)) == [7, 6, 5]
     assert not waiting
-    assert waiting.next_batch(FULL) == []
+    assert waiting.next_batch(FULL, FULL) == []
 
 
 async def test_a_batch_never_exceeds_its_tokens_with_padding_nor_its_items(waiting: Backlog) -> None:
@@ -47,7 +47,7 @@ async def test_a_batch_never_exceeds_its_tokens_with_padding_nor_its_items(waiti
         add(waiting, count)
     seen = []
     while waiting:
-        batch = waiting.next_batch(FULL)
+        batch = waiting.next_batch(FULL, FULL)
         assert len(batch) <= LIMITS.items
         assert len(batch) * max(lengths(batch)) <= LIMITS.tokens
         seen += lengths(batch)
@@ -58,28 +58,28 @@ async def test_a_batch_never_exceeds_its_tokens_with_padding_nor_its_items(waiti
 async def test_an_input_longer_than_a_whole_batch_runs_alone(waiting: Backlog) -> None:
     add(waiting, 500)
     add(waiting, 3)
-    assert sorted([lengths(waiting.next_batch(FULL)), lengths(waiting.next_batch(FULL))]) == [[3], [500]]
+    assert sorted([lengths(waiting.next_batch(FULL, FULL)), lengths(waiting.next_batch(FULL, FULL))]) == [[3], [500]]
 
 
 async def test_the_oldest_request_is_in_the_next_batch_though_others_are_longer(waiting: Backlog) -> None:
     oldest = add(waiting, 2)
     for _ in range(8):
         add(waiting, 16)
-    assert oldest in {slot.job for slot in waiting.next_batch(FULL)}
+    assert oldest in {slot.job for slot in waiting.next_batch(FULL, FULL)}
 
 
 async def test_padding_that_costs_more_than_a_pass_is_not_computed() -> None:
     waiting = Backlog(BatchLimits(tokens=64, items=4, fixed_tokens=5))
     for count in (16, 15, 3, 2):
         add(waiting, count)
-    assert [lengths(waiting.next_batch(FULL)) for _ in range(2)] == [[16, 15], [3, 2]]
+    assert [lengths(waiting.next_batch(FULL, FULL)) for _ in range(2)] == [[16, 15], [3, 2]]
 
 
 async def test_a_single_query_runs_before_the_second_batch_of_a_bulk_request(waiting: Backlog) -> None:
     bulk = add(waiting, *[16] * 40)
-    assert {slot.job for slot in waiting.next_batch(FULL)} == {bulk}
+    assert {slot.job for slot in waiting.next_batch(FULL, FULL)} == {bulk}
     single = add(waiting, 4)
-    batches = [waiting.next_batch(FULL), waiting.next_batch(FULL)]
+    batches = [waiting.next_batch(FULL, FULL), waiting.next_batch(FULL, FULL)]
     assert [single] in [[slot.job for slot in batch] for batch in batches]
 
 
@@ -87,47 +87,55 @@ async def test_a_bulk_request_goes_on_while_single_queries_keep_coming(waiting: 
     bulk = add(waiting, *[16] * 8)
     for _ in range(4):
         add(waiting, 4)
-        waiting.next_batch(FULL)
+        waiting.next_batch(FULL, FULL)
     assert len(bulk.pending) <= 4
 
 
 async def test_bulk_requests_take_turns(waiting: Backlog) -> None:
     first, second = add(waiting, *[16] * 8), add(waiting, *[16] * 8)
-    assert waiting.next_batch(FULL)[0].job is first
-    assert waiting.next_batch(FULL)[0].job is second
+    assert waiting.next_batch(FULL, FULL)[0].job is first
+    assert waiting.next_batch(FULL, FULL)[0].job is second
 
 
 async def test_a_client_with_many_requests_holds_up_no_other_whether_they_are_small_or_large(waiting: Backlog) -> None:
     for size in (1, 8):
         many = [add(waiting, *[16] * size, client="indexer") for _ in range(20)]
         few = [add(waiting, *[16] * size, client=name) for name in ("editor", "chat")]
-        firsts = [{slot.job for slot in waiting.next_batch(FULL)} for _ in range(3)]
+        firsts = [{slot.job for slot in waiting.next_batch(FULL, FULL)} for _ in range(3)]
         assert many[0] in firsts[0]
         assert set(few) <= set().union(*firsts)
         while waiting:
-            waiting.next_batch(FULL)
+            waiting.next_batch(FULL, FULL)
         assert not any(job.pending for job in (*many, *few))
+
+
+async def test_who_has_requests_for_more_than_a_pass_is_a_crowd_to_others(waiting: Backlog) -> None:
+    for count, crowded in ((4, False), (1, True)):
+        for _ in range(count):
+            add(waiting, 16, client="indexer")
+        assert (waiting.is_crowded("editor"), waiting.is_crowded("indexer")) == (crowded, False)
+    assert lengths(waiting.next_batch(FULL, 33)) == [16, 16]
 
 
 async def test_large_requests_of_one_client_take_turns_too_while_another_has_one(waiting: Backlog) -> None:
     names = {add(waiting, *[16] * 8, client=name[0]): name for name in ("a1", "a2", "b1")}
-    assert [names[waiting.next_batch(FULL)[0].job] for _ in range(6)] == ["a1", "b1", "a2", "b1", "a1", "a2"]
+    assert [names[waiting.next_batch(FULL, FULL)[0].job] for _ in range(6)] == ["a1", "b1", "a2", "b1", "a1", "a2"]
 
 
 async def test_a_bulk_batch_is_as_small_as_it_is_asked_to_be(waiting: Backlog) -> None:
     add(waiting, *[16] * 8)
-    assert lengths(waiting.next_batch(33)) == [16, 16]
-    assert lengths(waiting.next_batch(1)) == [16]
+    assert lengths(waiting.next_batch(33, FULL)) == [16, 16]
+    assert lengths(waiting.next_batch(1, FULL)) == [16]
 
 
 async def test_inputs_of_one_request_may_come_in_parts_the_longest_first(waiting: Backlog) -> None:
     job = Job(7)
     waiting.add(job, items(16, 3))
-    assert lengths(waiting.next_batch(FULL)) == [16, 3]
+    assert lengths(waiting.next_batch(FULL, FULL)) == [16, 3]
     assert not waiting
     waiting.add(job, items(5, 6))
     waiting.add(job, items(7, 2, 9))
-    batches = [waiting.next_batch(FULL), waiting.next_batch(FULL)]
+    batches = [waiting.next_batch(FULL, FULL), waiting.next_batch(FULL, FULL)]
     assert [lengths(batch) for batch in batches] == [[9, 7, 6, 5], [2]]
     assert [slot.index for batch in batches for slot in batch] == [6, 4, 3, 2, 5]
     assert not waiting
@@ -136,7 +144,7 @@ async def test_inputs_of_one_request_may_come_in_parts_the_longest_first(waiting
 
 async def test_a_discarded_request_leaves_nothing_in_the_backlog(waiting: Backlog) -> None:
     running = add(waiting, 3)
-    waiting.next_batch(FULL)
+    waiting.next_batch(FULL, FULL)
     for job in (running, add(waiting, 3), add(waiting, *[16] * 9)):
         waiting.discard(job)
         waiting.discard(job)

@@ -305,6 +305,44 @@ async def test_bulk_passes_are_as_short_as_those_of_queries_while_such_come(monk
     assert all(100 < count <= 125 for count in bulk_batches[26:-1])  # BULK_PASS_S is 125
 
 
+async def test_passes_over_many_requests_of_one_client_are_short_while_others_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that passes move on, 1 ms for each token."""
+    now_s = 1000.0
+    loop = asyncio.get_running_loop()
+    queries: list[asyncio.Task[list[float]]] = []
+    sizes: list[int] = []
+
+    async def ask(client: str, tokens: int) -> list[float]:
+        pipeline.CLIENT.set(client)
+        return await computed(line, tokens)
+
+    async def send_query() -> None:
+        queries.append(asyncio.create_task(ask("editor", 8)))
+        await waits(line, line.waiting_tokens + 8)
+
+    def forward(batch: Sequence[Encoded]) -> Rows:
+        nonlocal now_s
+        now_s += 0.001 * len(batch) * batch[0].tokens
+        if not sizes:
+            asyncio.run_coroutine_threadsafe(waits(line, 4 * (400 - len(batch))), loop).result(WAIT_S)
+        sizes.append(len(batch))
+        if len(sizes) == 3:
+            asyncio.run_coroutine_threadsafe(send_query(), loop).result(WAIT_S)
+        if len(sizes) == 8:
+            now_s += batch_worker.RECENT_S
+        return np.array([[item.tokens] for item in batch], dtype=np.float32)
+
+    monkeypatch.setattr(batch_worker, "time", SimpleNamespace(monotonic=lambda: now_s))
+    async with pipeline_of(forward, limits=BatchLimits(tokens=200, items=1000, fixed_tokens=0)) as line:
+        crowd = await asyncio.gather(*(ask("indexer", 4) for _ in range(400)))
+        assert await asyncio.gather(*queries) == [[8]]
+    assert crowd == [[4]] * 400
+    assert (sizes[1:3], set(sizes[8:10])) == ([50, 50], {50})
+    assert all(size <= 5 for size in sizes[3:8])  # 20 ms
+
+
 async def test_large_answers_are_bounded_together_until_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "LARGE_ROWS_BYTES", 4 * 10)
     monkeypatch.setattr(pipeline, "MOST_ROWS_BYTES", 4 * 25)
