@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from engines.runtime.backends import candidates, kept
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.transformers_args import TransformersArgs
 from engines.sleeping import DeviceSizes, SleepableEngine
+from engines.tensor_shapes import tensors
 from engines.transformers_sleep import TransformersSleepRoutes
 from models.types import ModelSpec, Task
 
@@ -75,12 +77,13 @@ class TransformersFactory:
         On a GPU half of it, once a precision of 16 bits was chosen at the first load, which itself needs it all.
         """
         args = self._args(spec)
-        stored = BYTES_PER_WEIGHT.get(spec.dtype or "", 4)
+        named = BYTES_PER_WEIGHT.get(spec.dtype or "", 4)
+        stored = _stored_bytes_per_weight(spec) or named
         dtype = args.resolved_dtype
         if args.device == "cuda" and dtype == "auto" and (choice := _kept_choice(spec.path, args)):
             dtype = choice.candidate.dtype
-        loaded = BYTES_PER_WEIGHT.get(dtype, stored)  # "auto": as stored
-        return spec.weights_bytes * loaded // stored
+        loaded = BYTES_PER_WEIGHT.get(dtype, named)  # "auto": as the configuration says
+        return int(spec.weights_bytes * loaded / stored)
 
     def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:
         args = self._args(spec)
@@ -177,6 +180,14 @@ def _candidates(path: Path, args: TransformersArgs) -> Sequence[kept.Candidate]:
 @lru_cache(maxsize=4096)
 def _key(path: Path, args: TransformersArgs) -> str:
     return candidates.key_of(str(path), args, _candidates(path, args))
+
+
+def _stored_bytes_per_weight(spec: ModelSpec) -> float:
+    """Their mean in the files, which may differ from what the configuration names; 0 where no file tells it."""
+    found = [t for t in tensors(spec.path, spec.fingerprint).values() if t.dtype in candidates.STORED]
+    count = sum(math.prod(t.shape) for t in found)
+    sizes = (BYTES_PER_WEIGHT[candidates.STORED[t.dtype]] * math.prod(t.shape) for t in found)
+    return sum(sizes) / count if count else 0.0
 
 
 def _is_causal(spec: ModelSpec) -> bool:

@@ -383,3 +383,16 @@ def test_threads_are_bounded_by_what_the_control_groups_grant(tmp_path: Path) ->
     assert usable_cores(tmp_path, membership) == unbounded
     (tmp_path / "a" / "cpu.max").write_text("50000 100000\n")
     assert usable_cores(tmp_path, membership) == 1
+
+
+def test_weights_stored_in_16_bits_are_estimated_as_they_are_loaded_whatever_the_configuration_names(
+    tmp_path: Path,
+) -> None:
+    folder = save_bert(tmp_path / "model", BertModel(bert_config()).to(torch.bfloat16))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    spec = spec_of(folder, dtype="float32", fingerprint="1", weights_bytes=100 * MIB, overrides=ModelOverrides())
+    for device in ("cpu", "cuda"):
+        context = EngineContext(run_dir=tmp_path, log_dir=tmp_path, cache_dir=tmp_path, device=device)
+        loaded_bytes = TransformersFactory(context).estimate_bytes(spec) - OVERHEAD_BYTES[device]
+        assert loaded_bytes == 200 * MIB

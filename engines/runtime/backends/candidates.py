@@ -107,7 +107,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
 def float32_bytes(folder: Path) -> int:
     """Of the weights in `folder`, once they are float32; 0 where they are not safetensors."""
     stored_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return stored_bytes * (2 if stored_dtype(folder) in ("float16", "bfloat16") else 1)
+    return stored_bytes * (2 if _first_dtype(folder) in ("float16", "bfloat16") else 1)
 
 
 def stored_dtype(folder: Path) -> str:
@@ -117,8 +117,11 @@ def stored_dtype(folder: Path) -> str:
     """
     config = _config(folder)
     named = config.get("dtype") or config.get("torch_dtype")
-    if isinstance(named, str):
-        return named
+    return named if isinstance(named, str) else _first_dtype(folder)
+
+
+def _first_dtype(folder: Path) -> str:
+    """Of the first weights; empty where they cannot be read."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as weights:
