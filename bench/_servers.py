@@ -36,6 +36,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A loopback port that nobody else is given meanwhile; servers that take ports up again (SO_REUSEADDR) may listen.
+
+    Not for what sets no such option, to which the port is in use.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((LOOPBACK, 0))
+        yield int(held.getsockname()[1])
+
+
 @dataclass
 class Server:
     """A running server: `url` is its root, `log` where its output goes."""
@@ -136,16 +148,21 @@ def roundhouse(models_dir: Path, scratch: Path, **settings: object) -> Iterator[
 
     Its state is fresh, so each retrieval model would first be measured on every backend: only where `engines` says so.
     """
-    port = free_port()
-    values = {"models_dir": models_dir, "state_dir": scratch / "state", "port": port, "engines": ON_TORCH} | settings
-    env = {name: value for name, value in os.environ.items() if not name.startswith("ROUNDHOUSE_")}
-    env |= {f"ROUNDHOUSE_{name.upper()}": str(value) for name, value in values.items()} | {MARK: str(scratch)}
-    server = spawn([sys.executable, "-m", "app.cli", "serve"], env, scratch / f"roundhouse-{port}.log", port)
-    try:
-        server.answered_s = server.wait_until("/health", START_TIMEOUT_S)
-        yield server
-    finally:
-        server.stop()
+    with reserved_port() as port:
+        values = {
+            "models_dir": models_dir,
+            "state_dir": scratch / "state",
+            "port": port,
+            "engines": ON_TORCH,
+        } | settings
+        env = {name: value for name, value in os.environ.items() if not name.startswith("ROUNDHOUSE_")}
+        env |= {f"ROUNDHOUSE_{name.upper()}": str(value) for name, value in values.items()} | {MARK: str(scratch)}
+        server = spawn([sys.executable, "-m", "app.cli", "serve"], env, scratch / f"roundhouse-{port}.log", port)
+        try:
+            server.answered_s = server.wait_until("/health", START_TIMEOUT_S)
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli import app
 from app.cli_client import ExitCode
+from bench._servers import reserved_port
 
 PROCESS_S = 30.0  # for one run of the command; it takes 0.2 s on an idle machine
 MODELS = [
@@ -118,13 +118,6 @@ def event(content: str | None = None, finish: str | None = None, **delta: str) -
 
 
 DONE = b"data: [DONE]\n\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def process(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -256,7 +249,8 @@ def test_an_overloaded_server_says_when_to_try_again(run: Callable[..., Result],
 
 
 def test_no_server_is_an_error_that_says_how_to_start_one(run: Callable[..., Result]) -> None:
-    result = run("ps", "--url", f"http://127.0.0.1:{free_port()}")
+    with reserved_port() as port:  # nobody listens
+        result = run("ps", "--url", f"http://127.0.0.1:{port}")
     assert result.exit_code == ExitCode.NO_CONNECTION
     assert "roundhouse serve" in result.stderr
     assert "Traceback" not in result.output

@@ -16,15 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from bench._servers import reserved_port
+
 START_S = 20.0  # generous: the machine may be busy; benchmarks measure the time itself
 STOP_S = 30.0
 HEAVY = {"torch", "vllm", "transformers", "sentence_transformers"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -55,8 +51,7 @@ def get(port: int, path: str) -> bytes:
 
 
 def test_the_process_is_small_imports_no_framework_and_ends_with_0(tmp_path: Path) -> None:
-    port = free_port()
-    with process(tmp_path, ROUNDHOUSE_PORT=str(port)) as running:
+    with reserved_port() as port, process(tmp_path, ROUNDHOUSE_PORT=str(port)) as running:
         assert b'"status"' in get(port, "/health")
         assert b"/v1/chat/completions" in get(port, "/openapi.json")  # FastAPI is imported by now
         status = Path(f"/proc/{running.pid}/status").read_text()
@@ -86,7 +81,7 @@ def test_importing_the_app_imports_no_framework() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_it_refuses_to_listen_to_the_network_without_a_key_and_says_what_to_set(tmp_path: Path, host: str) -> None:
-    with process(tmp_path, ROUNDHOUSE_HOST=host, ROUNDHOUSE_PORT=str(free_port())) as running:
+    with process(tmp_path, ROUNDHOUSE_HOST=host, ROUNDHOUSE_PORT="0") as running:
         error = running.communicate(timeout=START_S)[1]
         assert running.returncode == 2
         assert "ROUNDHOUSE_API_KEY" in error

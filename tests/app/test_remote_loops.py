@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bench._servers import reserved_port
 from engines.base import Declaration
 from tests.app.elsewhere import elsewhere
 from tests.app.serving import serving
-from tests.app.test_cli import free_port
 from tests.app.test_remote import FAR, circuit, remote
 
 TENSORS = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
@@ -16,29 +16,29 @@ def asking(port: int, **models: str) -> dict[str, Declaration]:
 
 
 async def test_two_that_ask_each_other_for_a_model_say_so_and_go_on_with_the_others() -> None:
-    ports = free_port(), free_port()
-    one = serving(port=ports[0], elsewhere=asking(ports[1], round="turn", far="other"))
-    two = serving(port=ports[1], elsewhere=asking(ports[0], turn="round"))
-    async with one as first, two as second:
-        for served, model in ((first, "round"), (second, "turn")):
-            refused = await served.chat(model)
-            error = refused.json()["error"]
-            assert (refused.status_code, error["code"], error["param"]) == (508, "loop_detected", "model")
-            assert f"The request for '{model}' goes in a circle" in error["message"]
-            assert "the engine 'box'" in error["message"]
-        told = await first.post("/v1/messages", {"model": "round", "messages": []})
-        assert (told.status_code, told.json()["type"]) == (508, "error")
-        assert (await first.chat("far")).status_code == 200
-        assert (circuit(first)["failures"], circuit(second)["failures"]) == (0, 0)
+    with reserved_port() as here, reserved_port() as there:
+        one = serving(port=here, elsewhere=asking(there, round="turn", far="other"))
+        two = serving(port=there, elsewhere=asking(here, turn="round"))
+        async with one as first, two as second:
+            for served, model in ((first, "round"), (second, "turn")):
+                refused = await served.chat(model)
+                error = refused.json()["error"]
+                assert (refused.status_code, error["code"], error["param"]) == (508, "loop_detected", "model")
+                assert f"The request for '{model}' goes in a circle" in error["message"]
+                assert "the engine 'box'" in error["message"]
+            told = await first.post("/v1/messages", {"model": "round", "messages": []})
+            assert (told.status_code, told.json()["type"]) == (508, "error")
+            assert (await first.chat("far")).status_code == 200
+            assert (circuit(first)["failures"], circuit(second)["failures"]) == (0, 0)
 
 
 async def test_one_that_asks_itself_says_so_for_a_stream_too() -> None:
-    port = free_port()
-    tensors = {"tensors": Declaration("triton", (f"http://127.0.0.1:{port}",), models={"sum": "sum"})}
-    async with serving((), port=port, elsewhere=asking(port, round="round") | tensors) as served:
-        refused = await served.chat("round", stream=True)
-        kserve = await served.post("/v2/models/sum/infer", TENSORS)
-        ready = await served.client.get("/v2/models/sum/ready")
+    with reserved_port() as port:
+        tensors = {"tensors": Declaration("triton", (f"http://127.0.0.1:{port}",), models={"sum": "sum"})}
+        async with serving((), port=port, elsewhere=asking(port, round="round") | tensors) as served:
+            refused = await served.chat("round", stream=True)
+            kserve = await served.post("/v2/models/sum/infer", TENSORS)
+            ready = await served.client.get("/v2/models/sum/ready")
     assert (refused.status_code, refused.json()["error"]["code"]) == (508, "loop_detected")
     assert (kserve.status_code, "goes in a circle" in kserve.json()["error"]) == (508, True)
     assert ready.status_code == 503
