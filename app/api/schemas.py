@@ -81,7 +81,7 @@ class Truncating(Open):
 
 class EmbeddingRequest(WithModel, Truncating):
     input: str | list[str | dict[str, str]] | list[int] | list[list[int]] = Field(description="At most 2,048.")
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64", "binary", "ubinary"] = "float"
     dimensions: int | None = Field(None, description="The first so many numbers, scaled to length 1.")
     user: str | None = None
     input_type: str | None = Field(None, description="query, document, …: which of the model's prompts goes before.")

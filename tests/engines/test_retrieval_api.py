@@ -66,6 +66,7 @@ async def test_an_input_type_chooses_the_prompt_that_the_model_has_for_it(
     for field in ("input_type", "task"):
         for name in names:
             same(rows_of(await one.post("/v1/embeddings", input=TEXTS, **{field: name})), expected)
+    same(rows_of(await one.post("/v1/embeddings", input=TEXTS, prompt_name=side)), expected)
     same((await one.post("/v2/embed", texts=TEXTS, input_type=names[0]))["embeddings"]["float"], expected)
 
 
@@ -84,13 +85,26 @@ async def test_jinas_fields_change_the_answer_as_they_say(served: dict[str, Serv
     one = served["dense"]
     expected = direct(one, TEXTS)
     objects = [{"text": text} for text in TEXTS]
-    same(rows_of(await one.post("/v1/embeddings", input=objects, normalized=True)), unit(expected))
+    for name in ("normalized", "normalize"):
+        same(rows_of(await one.post("/v1/embeddings", input=objects, **{name: True})), unit(expected))
     packed = np.packbits(expected > 0, axis=1)
     assert rows_of(await one.post("/v1/embeddings", input=TEXTS, embedding_type=["ubinary"])) == packed.tolist()
     signed = (packed.astype(int) - 128).tolist()
     assert rows_of(await one.post("/v1/embeddings", input=TEXTS, embedding_type="binary")) == signed
     shorter = rows_of(await one.post("/v1/embeddings", input=TEXTS, dimensions=5, late_chunking=False))
     same(shorter, unit(expected[:, :5]))
+
+
+async def test_infinitys_client_gets_embeddings_and_rankings_by_the_fields_that_it_always_sends(
+    served: dict[str, ServedModel],
+) -> None:
+    dense, reranker = served["dense"], served["reranker"]
+    answer = await dense.post("/embeddings", input=TEXTS, dimensions=0, modality="text")
+    same(rows_of(answer), direct(dense, TEXTS))
+    asked = {"query": QUERY, "documents": TEXTS, "raw_scores": False, "return_documents": False}
+    ranking = await reranker.post("/rerank", **asked)
+    assert len(ranking["results"]) == len(TEXTS)
+    assert ranking.get("object", "rerank") == "rerank"  # it raises at any other
 
 
 async def test_coheres_client_reads_every_embedding_type_and_the_count_of_tokens(
@@ -270,6 +284,7 @@ async def test_tei_gets_probabilities_or_what_they_were_made_of(served: dict[str
     raw = await one.post("/rerank", query=QUERY, texts=TEXTS, raw_scores=True)
     same([item["score"] for item in raw], np.sort(np.log(probabilities / (1 - probabilities)))[::-1])
     assert set(raw[0]) == {"index", "score"}
+    assert await one.post("/rerank", query=QUERY, texts=TEXTS, return_text=True, top_n=2) == answer[:2]
 
 
 async def test_scores_are_given_for_every_way_to_name_the_pairs(served: dict[str, ServedModel]) -> None:

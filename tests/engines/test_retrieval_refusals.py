@@ -50,6 +50,7 @@ BAD_TEXTS = (None, 7, True, {}, [], "", [""], ["dog", None], ["dog", 3], [[]], [
 BAD_FIELDS: dict[str, tuple[Any, ...]] = {
     "model": (5, ["x"]),
     "truncate": ("SOMETIMES", 1, []),
+    "truncation": ("yes",),
     "truncate_prompt_tokens": (0, -2, 10**9, 2**63, "7", 1.5),
     "truncation_direction": ("up", 3),
 }
@@ -60,7 +61,10 @@ OWN_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "embedding_type": ("int8", [], ["float", "base64"], {}),
         "input_type": ("nonsense", 3),
         "task": ("nonsense",),
+        "prompt_name": ("nonsense", 3),
         "normalized": ("yes",),
+        "normalize": ("yes",),
+        "modality": ("image", ["text", "image"]),
         "late_chunking": (True, 3),
         "user": (3,),
         "return_multivector": (True,),
@@ -84,11 +88,15 @@ OWN_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "max_tokens_per_doc": (0, -5, "9"),
         "rank_fields": ("title", [], [3], ["title", "title"]),
         "instruction": (3, "find what answers the question"),
+        "raw_scores": (True,),
+        "use_activation": (False,),
+        "top_k": (3,),
+        "return_embeddings": (True,),
     },
-    "/rerank": {"query": (None, "", 7), "return_text": ("yes",), "raw_scores": (1,)},
+    "/rerank": {"query": (None, "", 7), "return_text": ("yes",), "raw_scores": (1,), "top_n": (0,)},
     "/embed_sparse": {"dimensions": (3,), "normalize": (True,)},
-    "/v1/score": {"text_1": (None, "", 7, ["a", "b"]), "instruction": ("find it",), "use_activation": (False,)},
-    "/v1/classify": {"labels": (["a", "b"],), "softmax": (False,)},
+    "/v1/score": {"text_1": (None, "", 7, ["a", "b"]), "instruction": ("find it",), "raw_scores": (True,)},
+    "/v1/classify": {"labels": (["a", "b"],), "softmax": (False,), "raw_scores": (True,)},
     "/predict": {"raw_scores": (True,)},
 }
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from engines.runtime.requests.fields import Body, boolean, followed, inputs, integer, optional_string, required, shown
-from engines.runtime.requests.input_types import kind_of
+from engines.runtime.requests.input_types import what_they_are
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
 
 MAX_INPUTS = 2048  # of one request, as OpenAI
 
-# Fields of Jina's, vLLM's, Mistral's and Voyage's clients.
+# Fields of Jina's, vLLM's, Mistral's, Voyage's and Infinity's clients.
 UNFOLLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "late_chunking": ((False,), "send each chunk as an input"),
     "return_multivector": ((False,), "/v1/multi-vector gives several vectors for each input"),
@@ -21,7 +21,7 @@ UNFOLLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "use_activation": ((True,), "embeddings are given as the model's own modules make them"),
     "output_dimension": ((), "it is called dimensions"),
     "output_dtype": (("float",), "it is called embedding_type"),
-    "truncation": ((False,), "it is called truncate"),
+    "modality": (("text", ["text"]), "only texts can be embedded"),
 }
 
 Form: TypeAlias = Literal["float", "base64", "binary", "ubinary"]
@@ -48,15 +48,15 @@ def embeddings_request(body: Body, model: RetrievalModel) -> EmbedRequest:
     followed(body, UNFOLLOWED)
     optional_string(body, "user")
     cut = truncation(body, model.encoder.max_tokens)
-    side, prompt = kind_of(body, "input_type" if body.get("input_type") is not None else "task", model.prompts)
+    side, prompt = what_they_are(body, model.prompts)
     return EmbedRequest(
         inputs=inputs(required(body, "input"), "input", MAX_INPUTS),
         param="input",
         options=EncodeOptions(cut.limit, cut.left, prompt, side=side),
         truncate=cut.cut,
         forms=(_form(body),),
-        dimensions=dimensions(body, "dimensions", model),
-        normalize=boolean(body, "normalized", False),
+        dimensions=_dimensions(body, model),
+        normalize=boolean(body, "normalized" if body.get("normalized") is not None else "normalize", False),
         model=optional_string(body, "model"),
     )
 
@@ -83,6 +83,13 @@ def form(value: Any, param: str) -> Form:
             param=param,
         )
     raise InvalidRequest(f"{param} must be one of {', '.join(FORMS)}, not {shown(value)}.", param=param)
+
+
+def _dimensions(body: Body, model: RetrievalModel) -> int | None:
+    """Infinity's client, which is known by its `modality`, always sends some: 0 for all."""
+    if body.get("modality") is not None and body.get("dimensions") == 0:
+        return None
+    return dimensions(body, "dimensions", model)
 
 
 def dimensions(body: Body, param: str, model: RetrievalModel) -> int | None:

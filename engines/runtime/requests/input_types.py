@@ -49,9 +49,11 @@ def _side(name: str) -> Side | None:
 
 
 def what_they_are(body: Body, prompts: Prompts) -> tuple[Side | None, str | None]:
-    """The same for TEI's routes: by `prompt_name`, or by `input_type` as elsewhere."""
+    """The same by the field that says it: TEI's `prompt_name`, `input_type`, or `task`."""
     prompt = named_prompt(body, prompts)
-    return kind_of(body, "input_type", prompts) if prompt is None else (_side(body["prompt_name"]), prompt)
+    if prompt is not None:
+        return _side(body["prompt_name"]), prompt
+    return kind_of(body, "input_type" if body.get("input_type") is not None else "task", prompts)
 
 
 def named_prompt(body: Body, prompts: Prompts) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from engines.runtime.requests.fields import (
     MAX_SHARED_CHARACTERS,
     Body,
     boolean,
+    followed,
     integer,
     listed,
     optional_string,
@@ -21,6 +23,21 @@ from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel
 
 MAX_DOCUMENTS = 10_000  # of one request
+
+# vLLM's and Infinity's ways to ask for what the model gave before its softmax or sigmoid.
+PROBABILITIES: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    **dict.fromkeys(
+        ("use_activation", "activation", "softmax"), ((True,), "scores are given after the model's own activation")
+    ),
+    "raw_scores": ((False,), "scores are given after the model's own activation"),
+}
+# Those of Voyage's and Jina's clients.
+UNFOLLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    **PROBABILITIES,
+    "raw_scores": ((False,), "/rerank takes it beside `texts`, as TEI's clients ask"),
+    "top_k": ((), "it is called top_n"),
+    "return_embeddings": ((False,), "an embedding model gives those"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +57,7 @@ class RerankRequest:
 
 def rerank_request(body: Body, model: RetrievalModel, *, return_documents: bool = True) -> RerankRequest:
     """`return_documents` is the default of the field of that name: true for Jina, false for Cohere's /v2/rerank."""
+    followed(body, UNFOLLOWED)
     cut = truncation(body, model.encoder.max_tokens)
     given = required(body, "documents")
     items = listed([given] if isinstance(given, str | dict) else given, "documents", MAX_DOCUMENTS)

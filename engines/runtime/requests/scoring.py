@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from engines.runtime.requests.embeddings import MAX_INPUTS
 from engines.runtime.requests.fields import (
@@ -17,16 +15,11 @@ from engines.runtime.requests.fields import (
     text,
     texts,
 )
-from engines.runtime.requests.rerank import MAX_DOCUMENTS, document_tokens
+from engines.runtime.requests.rerank import MAX_DOCUMENTS, PROBABILITIES, document_tokens
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
 
 SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
-
-# vLLM's ways to ask for what the model gave before its softmax or sigmoid.
-PROBABILITIES: Mapping[str, tuple[tuple[Any, ...], str]] = dict.fromkeys(
-    ("use_activation", "activation", "softmax"), ((True,), "scores are given after the model's own activation")
-)
 
 
 @dataclass(frozen=True, slots=True)

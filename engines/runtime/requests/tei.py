@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.runtime.requests.embeddings import EmbedRequest, dimensions
-from engines.runtime.requests.fields import Body, boolean, inputs, listed, optional_string, required, text, texts
+from engines.runtime.requests.fields import (
+    Body,
+    boolean,
+    inputs,
+    integer,
+    listed,
+    optional_string,
+    required,
+    text,
+    texts,
+)
 from engines.runtime.requests.input_types import named_prompt, what_they_are
 from engines.runtime.requests.rerank import MAX_DOCUMENTS, RerankRequest, query
 from engines.runtime.requests.scoring import ScoreRequest
@@ -88,6 +98,7 @@ def tei_rerank_request(body: Body, model: RetrievalModel) -> RerankRequest:
         returned=documents if boolean(body, "return_text", False) else None,
         options=EncodeOptions(cut.limit, cut.left),
         truncate=cut.cut,
+        top_n=integer(body, "top_n", 1, None, "it is the number of results"),  # not TEI's, but Elasticsearch's client's
         raw_scores=boolean(body, "raw_scores", False),
         model=optional_string(body, "model"),
     )

@@ -24,7 +24,8 @@ def truncation(body: Body, max_tokens: int, limit_param: str = "truncate_prompt_
     """As the fields say by which the various clients ask for it; `max_tokens` is the model's own limit.
 
     `truncate_prompt_tokens`: vLLM's, a number of tokens or -1 for the model's limit. `truncate`: true or false as TEI
-    and Jina have it, NONE, START or END as Cohere has it. `truncation_side`, or TEI's `truncation_direction`.
+    and Jina have it, NONE, START or END as Cohere has it; Voyage calls it `truncation`. `truncation_side`, or TEI's
+    `truncation_direction`.
     """
     cut, left = _truncate(body)
     side = choice(body, "truncation_side", SIDES) or choice(body, "truncation_direction", SIDES)
@@ -40,13 +41,12 @@ def truncation(body: Body, max_tokens: int, limit_param: str = "truncate_prompt_
 
 
 def _truncate(body: Body) -> tuple[bool, bool]:
-    value = body.get("truncate")
+    param = "truncate" if body.get("truncate") is not None else "truncation"
+    value = body.get(param)
     if value is None:
         return False, False
     if isinstance(value, bool):
         return value, False
     if isinstance(value, str) and value.upper() in COHERE:
         return COHERE[value.upper()]
-    raise InvalidRequest(
-        f"truncate must be true or false, or NONE, START or END, not {shown(value)}.", param="truncate"
-    )
+    raise InvalidRequest(f"{param} must be true or false, or NONE, START or END, not {shown(value)}.", param=param)
