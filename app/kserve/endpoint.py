@@ -53,7 +53,10 @@ class KServe:
             return
         found = MODEL_PATH.fullmatch(path)
         if found is None:
-            raise NotFound(f"There is no route {path[:200]}; KServe V2 is at /v2/models/{{name}}, /ready and /infer.")
+            raise NotFound(
+                f"There is no route {path[:200]}; Cohere's are /v2/embed and /v2/rerank, and KServe's V2 is at "
+                "/v2/models/{name}, /ready and /infer."
+            )
         name, version, action = found["name"], found["version"] or "", found["action"] or ""
         exchange.route = f"/v2/models/{{name}}{action}"
         if action == "/infer":

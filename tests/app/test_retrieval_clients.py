@@ -120,6 +120,8 @@ async def test_errors_on_the_paths_of_cohere_are_cohere_s(served: Served) -> Non
             assert answer.status_code in (400, 404)
             assert answer.json() == {"id": answer.headers["x-request-id"], "message": answer.json()["message"]}
         assert "message" in (await served.client.get(path)).json()
+    for path in ("/v2/embed/", "/v2/v2/rerank"):  # by a base URL that is not quite right
+        assert "Cohere's are /v2/embed and /v2/rerank" in (await served.post(path, {})).json()["error"]
 
 
 async def test_errors_on_the_other_paths_stay_openai_s(served: Served) -> None:
