@@ -16,8 +16,10 @@ import time
 from multiprocessing import shared_memory
 
 from engines.runtime.protocol import EngineRequest
+from utils import procfs
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+NAMED_S = 10.0  # for a shell to become what it was told to be, on a busy machine
 _cuda = False
 _kept: shared_memory.SharedMemory | None = None
 
@@ -50,7 +52,7 @@ def run_engine(request: EngineRequest) -> None:
     for _ in range(args.get("escapes", 0)):
         _fork_sleeper(escape=True)
     if name := args.get("named_child"):
-        subprocess.Popen(["/bin/bash", "-c", "exec -a $0 sleep 600", name])
+        _start_named(name)
     if args.get("exec_child"):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     if args.get("shared_memory"):
@@ -61,6 +63,16 @@ def run_engine(request: EngineRequest) -> None:
     if args.get("hang"):
         time.sleep(600)
     serve(request)
+
+
+def _start_named(name: str) -> None:
+    """Returns once it has its name, which the keeper looks for as soon as this engine is ready."""
+    child = subprocess.Popen(["/bin/bash", "-c", "exec -a $0 sleep 600", name])
+    until_s = time.monotonic() + NAMED_S
+    while not procfs.command_line(child.pid).startswith(name):
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"{name} has not got its name")
+        time.sleep(0.001)
 
 
 def _fork_sleeper(escape: bool = False) -> None:

@@ -40,7 +40,6 @@ async def test_an_engine_ends_at_once_with_a_vital_process_and_says_which() -> N
     async with plain_launcher() as (launcher, context):
         engine = plain_engine(launcher, context, vital=VITAL, named_child="vital::core", ignore_sigterm=True)
         await engine.start(START_TIMEOUT_S)
-        await until(lambda: len(_named(tree_of(engine), VITAL)) == 1)
         (core,) = _named(tree_of(engine), VITAL)
         os.kill(core, signal.SIGKILL)
         report = await asyncio.wait_for(engine.wait_exited(), WAIT_S)
@@ -91,7 +90,7 @@ async def test_a_launcher_whose_import_hangs_is_ended_and_started_again(monkeypa
     monkeypatch.setattr(launcher_module, "IMPORT_TIMEOUT_S", 0.5)
     async with plain_launcher(PLAIN_PRELOAD="hang") as (launcher, _):
         first = launcher.pid
-        await until(lambda: launcher.state()["restarts"] == 1 and launcher.pid not in (None, first))
+        await until(lambda: launcher.state()["restarts"] >= 1 and launcher.pid not in (None, first))
         assert "longer than" in launcher.state()["error"]
 
 

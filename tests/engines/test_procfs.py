@@ -77,9 +77,8 @@ def test_a_zombie_does_not_count_as_running() -> None:
 def test_processes_are_found_by_a_mark_in_their_environment() -> None:
     with shell(SHELL_TREE, PROCFS_TEST_MARK="one") as process:
         deadline_s = monotonic() + WAIT_S
-        while len(procfs.with_environment("PROCFS_TEST_MARK", "one")) < 4:  # in the middle of an exec it shows none
+        while len(marked := procfs.with_environment("PROCFS_TEST_MARK", "one")) < 4:  # in an exec it shows none
             assert monotonic() < deadline_s
-        marked = procfs.with_environment("PROCFS_TEST_MARK", "one")
         assert set(marked) == {process.pid, *procfs.descendants(process.pid)}
         assert procfs.with_environment("PROCFS_TEST_MARK", "on") == []
 
