@@ -64,6 +64,7 @@ OWN_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "prompt_name": ("nonsense", 3),
         "normalized": ("yes",),
         "normalize": ("yes",),
+        "instruction": ("find it",),
         "modality": ("image", ["text", "image"]),
         "late_chunking": (True, 3),
         "user": (3,),

@@ -21,6 +21,7 @@ UNFOLLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "use_activation": ((True,), "embeddings are given as the model's own modules make them"),
     "output_dimension": ((), "it is called dimensions"),
     "output_dtype": (("float",), "it is called embedding_type"),
+    "instruction": ((), "input_type chooses one of the model's own prompts, and any other goes into the texts"),
     "modality": (("text", ["text"]), "only texts can be embedded"),
 }
 
