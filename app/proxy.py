@@ -81,8 +81,12 @@ class DataPlane:
         document, outside = await read_document(raw)
         route = meant(route, document)
         exchange.protocol = route.protocol_of(document)
-        body = parse_body(raw, document, outside=outside, model_needed=exchange.protocol != "tei")
+        names_none = exchange.protocol == "tei"  # in this protocol no request has a model
+        needed = not (names_none or self._state.settings.default_model)
+        body = parse_body(raw, document, outside=outside, model_needed=needed)
         spec = self._spec_of(body, route)
+        if body.model is None and not names_none:
+            body = body.naming(spec.id)
         exchange.model = spec.id
         self._manager.check(spec)
         check_task(spec, route)

@@ -36,6 +36,12 @@ class RequestBody:
     stream: bool
     outside: Spans | None = None
 
+    def naming(self, name: str) -> RequestBody:
+        """The body with the `model` that it lacks; at its end, where it holds though there is a null before."""
+        rest = self.raw.rstrip()[:-1].rstrip()
+        comma = b"" if rest.endswith(b"{") else b","
+        return RequestBody(b"".join((rest, comma, b'"model":', orjson.dumps(name), b"}")), name, self.stream)
+
     def with_model(self, name: str) -> bytes:
         """The body with `model` set to `name`, every other byte as it came where that is possible."""
         if self.model is None or name == self.model:
@@ -127,7 +133,7 @@ def parse_body(
     """What of `document`, the object in `raw`, matters here. Raises InvalidRequest naming `model`."""
     model = document.get("model")
     if model is None and not model_needed:
-        return RequestBody(raw, None, False)
+        return RequestBody(raw, None, document.get("stream") is True, outside)
     if not isinstance(model, str) or not model:
         problem = "is missing" if model is None else "must be a string that is not empty"
         raise InvalidRequest(f"`model` {problem}; GET /v1/models lists the models.", param="model")

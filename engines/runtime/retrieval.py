@@ -163,7 +163,7 @@ def encode_within(
         most = min(limit, first.most or limit)
         raise TooLong(
             f"{param}[{first_index + over[0]}] has {first.tokens} tokens{_counted(first.source)}, but this model takes "
-            f"at most {most}. Send less, or ask for truncation (truncate, truncate_prompt_tokens).",
+            f"at most {most}. Send less, or ask for truncation (truncate).",
             param=param,
         )
     cut = _encoded(encoder, [read[index] for index in over], replace(options, limit=limit), param)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import pytest
@@ -95,6 +96,22 @@ async def test_the_other_protocols_need_a_model(served: Served) -> None:
         assert (answer.status_code, "`model` is missing" in answer.text) == (400, True), path
     answer = await served.post("/rerank", {"query": "q", "documents": ["d"]})
     assert answer.json()["error"]["param"] == "model"
+
+
+async def test_where_there_is_a_default_model_it_answers_whatever_names_none() -> None:
+    async with serving((*MODELS, spec("org/e5", Task.EMBED)), default_model=("cross", "E5")) as served:
+        for body in (
+            "{}",
+            '{"input": "x"}',
+            ' {"input": "x", "model": null } ',
+            '{"input": {"model": "other"}}\n',
+        ):
+            answer = await served.client.post("/v1/embeddings", content=body)
+            assert answer.status_code == 200
+            assert json.loads(served.engines.seen[-1].raw) == {**json.loads(body), "model": "org/e5"}
+        assert (await served.post("/v1/rerank", {"query": "q", "documents": ["d"]})).json()["model"] == "cross"
+        refused = await served.post("/v1/embeddings", {"input": "x", "model": ""})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
 
 
 @pytest.mark.parametrize(
