@@ -91,11 +91,8 @@ def _sparse(entries: NDArray[np.float32]) -> bytes:
 
 
 def ranking(request: RerankRequest, scores: Rows, tokens: int, model: str) -> Pieces:
-    """Jina's, Cohere's, vLLM's and Infinity's, whose fields do not contradict each other.
-
-    But for Jina's `object`, which is left out: that is "list" there, and Infinity's client takes nothing but "rerank".
-    """
-    head = {"id": f"rerank-{uuid.uuid4().hex}", "model": model}
+    """Jina's, Cohere's, vLLM's and Infinity's, whose fields do not contradict each other but for `object`."""
+    head = {"id": f"rerank-{uuid.uuid4().hex}", "object": request.named, "model": model}
     tail = {"usage": usage(tokens), "meta": cohere_meta(tokens, {"search_units": 1})}
     entries = _ranked(request, scores, "relevance_score", "document")
     return object_pieces(head, "results", entries, tail)

@@ -104,7 +104,8 @@ async def test_infinitys_client_gets_embeddings_and_rankings_by_the_fields_that_
     asked = {"query": QUERY, "documents": TEXTS, "raw_scores": False, "return_documents": False}
     ranking = await reranker.post("/rerank", **asked)
     assert len(ranking["results"]) == len(TEXTS)
-    assert ranking.get("object", "rerank") == "rerank"  # it raises at any other
+    assert ranking["object"] == "rerank"  # it raises at any other
+    assert (await reranker.post("/v1/rerank", query=QUERY, documents=TEXTS))["object"] == "list"  # as Jina's
 
 
 async def test_coheres_client_reads_every_embedding_type_and_the_count_of_tokens(

@@ -53,6 +53,7 @@ class RerankRequest:
     top_n: int | None = None
     raw_scores: bool = False
     model: str | None = None
+    named: str = "list"  # the answer's `object`
 
 
 def rerank_request(body: Body, model: RetrievalModel, *, return_documents: bool = True) -> RerankRequest:
@@ -72,6 +73,8 @@ def rerank_request(body: Body, model: RetrievalModel, *, return_documents: bool 
         truncate=cut.cut or document_limit is not None,
         top_n=integer(body, "top_n", 1, None, "it is the number of results"),
         model=optional_string(body, "model"),
+        # Infinity's client, which always sends raw_scores, raises at any other than this.
+        named="rerank" if body.get("raw_scores") is not None else "list",
     )
 
 
