@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from app.routes import ROUTES
+from app.routes import INFO, ROUTES
 from models.errors import RoundhouseError
 from utils.openai_compat import Protocol, error_event, error_object
 
@@ -80,7 +80,7 @@ def protocol_of(path: str) -> Protocol:
     """That of the clients who use `path`, also where there is no such route."""
     if path == ANTHROPIC_PREFIX or path.startswith(ANTHROPIC_PREFIX + "/"):
         return "anthropic"
-    route = ROUTES.get(path)
+    route = INFO if path == INFO.path else ROUTES.get(path)
     if route is not None:
         return route.protocol
     return "kserve" if is_kserve(path) else "openai"

@@ -16,6 +16,7 @@ EMBED = frozenset({Task.EMBED})
 RERANK = frozenset({Task.RERANK})
 SCORE = frozenset({Task.RERANK, Task.EMBED})
 CLASSIFY = frozenset({Task.CLASSIFY})
+RETRIEVAL = EMBED | RERANK | CLASSIFY
 TENSOR = frozenset({Task.TENSOR})
 ONE_VECTOR: frozenset[Method | None] = frozenset({None})
 MANY_VECTORS: frozenset[Method | None] = frozenset({Method.MULTI_VECTOR})
@@ -74,16 +75,21 @@ ROUTES: Mapping[str, Route] = {
         Route("/predict", CLASSIFY, "tei"),
         Route("/tokenize", ALL),
         Route("/detokenize", ALL),
+        Route("/decode", RETRIEVAL, "tei"),
     )
 }
 
+TEI_TOKENIZE = Route("/tokenize", RETRIEVAL, "tei")  # vLLM's /tokenize has other fields
+INFO = Route("/info", RETRIEVAL, "tei")  # a GET, which the app itself answers
 
 # KServe V2 names the model in the path, so that these are no keys of ROUTES; see app.kserve.
 TENSOR_ROUTES = tuple(Route(f"/v2/models/{{name}}{end}", TENSOR, "kserve") for end in ("", "/ready", "/infer"))
 
 
 def meant(route: Route, document: Mapping[str, Any]) -> Route:
-    """`route`, or the one that a request at TEI's root is for. TEI knows that by its one model, we by the fields."""
+    """`route`, or what a request of TEI's clients is for: which TEI knows by its one model, we by the fields."""
+    if route.path == TEI_TOKENIZE.path and "inputs" in document:
+        return TEI_TOKENIZE
     if route.path != TEI_ROOT:
         return route
     if "texts" in document:
@@ -99,10 +105,11 @@ def check_task(spec: ModelSpec, route: Route) -> None:
     """Raises WrongTask, naming the routes that `spec` does serve."""
     if route.serves(spec):
         return
+    asked = f"{route.path} with `inputs`" if route is TEI_TOKENIZE else route.path
     served = ", ".join(routes_of(spec))
     kinds = " or ".join(sorted(str(task) for task in route.tasks if task is not Task.ADAPTER))
     needed = f"{kinds} of another kind" if spec.task in route.tasks else kinds
     raise WrongTask(
-        f"{route.path} needs a model for {needed}; '{spec.id}' is a model for {spec.task}, served at {served}.",
+        f"{asked} needs a model for {needed}; '{spec.id}' is a model for {spec.task}, served at {served}.",
         param="model",
     )

@@ -45,6 +45,7 @@ CLOSE_S = 30.0  # for the forward pass that is running at the end
 CLIENT: ContextVar[str] = ContextVar("client", default="")  # whose request runs; clients take turns
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Source)
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Pipeline:
         expected_tokens = sum(map(characters_of, sources)) // CHARACTERS_PER_TOKEN
         job = self._worker.open(len(sources), expected_tokens, CLIENT.get())
         try:
-            for start, chunk, characters in _chunks(sources):
+            for start, chunk, characters in chunks(sources):
                 encode = partial(
                     encode_within, self._encoder, chunk, options, param, truncate=truncate, first_index=start
                 )
@@ -229,7 +230,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return any(words in text for words in ("can't allocate memory", "bad_alloc", "failed to allocate memory"))
 
 
-def _chunks(sources: Sequence[Source]) -> Iterator[tuple[int, Sequence[Source], int]]:
+def chunks(sources: Sequence[S]) -> Iterator[tuple[int, Sequence[S], int]]:
     """Runs of `sources`, small enough for one turn of the tokenizer thread: the index of their first, they themselves,
     and how many characters they have."""
     start = size = 0

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
+import orjson
 
-from engines.runtime.answers import Pieces, dump, rows_pieces
+from engines.runtime.answers import Pieces, dump, list_pieces, rows_pieces
 from engines.runtime.batching import FIXED_TOKENS, BatchLimits
-from engines.runtime.pipeline import ModelFault, Pipeline, Result, characters_of
+from engines.runtime.pipeline import CHARACTERS_PER_TOKEN, ModelFault, Pipeline, Result, characters_of, chunks
 from engines.runtime.requests.cohere import cohere_embed_request
 from engines.runtime.requests.embeddings import EmbedRequest, embeddings_request
 from engines.runtime.requests.rerank import RerankRequest, rerank_request
@@ -27,7 +29,13 @@ from engines.runtime.requests.tei import (
     tei_rerank_request,
     tei_sparse_request,
 )
-from engines.runtime.requests.tokens import detokenize_request, tokenize_request
+from engines.runtime.requests.tokens import (
+    decode_request,
+    detokenize_request,
+    is_tei_tokenize,
+    tei_tokenize_request,
+    tokenize_request,
+)
 from engines.runtime.retrieval import EncodeOptions, OutputKind, RetrievalModel, Rows, Source
 from engines.runtime.shapes import (
     class_list,
@@ -41,6 +49,7 @@ from engines.runtime.shapes import (
     sparse_list,
     tei_ranking,
 )
+from engines.runtime.token_lists import ids_of, strings_of, token_lists, vocabulary_of
 from engines.runtime.transformers_args import TransformersArgs
 from models.errors import WrongTask
 
@@ -204,25 +213,46 @@ class RetrievalService:
         _, rows = await self._rows(request.inputs, request.options, request.truncate, "inputs")
         return predictions(rows, self._model.labels, single=request.single)
 
-    async def tokenize(self, body: Body) -> bytes:
-        request = tokenize_request(body)
+    async def tokenize(self, body: Body) -> Answer:
+        """As TEI's clients ask, or as vLLM's do."""
+        if is_tei_tokenize(body):
+            return await self._token_lists(body)
+        request, tokenizer = tokenize_request(body), self._model.tokenizer
         ids = await self._pipeline.tokenizer_call(
-            lambda: self._model.tokenizer.encode(
-                request.prompt, add_special_tokens=request.add_special_tokens, verbose=False
-            ),
-            len(request.prompt),
+            lambda: ids_of(tokenizer, request.prompt, special=request.add_special_tokens), len(request.prompt)
         )
-        strings = self._model.tokenizer.convert_ids_to_tokens(ids) if request.return_token_strs else None
+        strings = strings_of(tokenizer, ids) if request.return_token_strs else None
         limit = self._model.encoder.max_tokens
         return dump(count=len(ids), max_model_len=limit, tokens=ids, token_strs=strings)
+
+    async def _token_lists(self, body: Body) -> Pieces:
+        request = tei_tokenize_request(body, self._model.prompts)
+        entries: list[bytes] = []
+        for _, chunk, characters in chunks(request.texts):
+            listed = partial(token_lists, self._model.tokenizer, chunk, special=request.add_special_tokens)
+            part = len(chunk) < len(request.texts)
+            entries += await self._pipeline.tokenizer_call(listed, characters, part=part)
+        return list_pieces(entries, b"[", b"]")
 
     async def detokenize(self, body: Body) -> bytes:
         tokenizer, given = self._model.tokenizer, body.get("tokens")
         text = await self._pipeline.tokenizer_call(
-            lambda: tokenizer.decode(detokenize_request(body, len(tokenizer))),  # there may be millions to look at
+            # There may be millions to look at.
+            lambda: tokenizer.decode(detokenize_request(body, vocabulary_of(tokenizer)), skip_special_tokens=False),
             characters_of(given) if isinstance(given, list) else 0,
         )
         return dump(prompt=text)
+
+    async def tei_decode(self, body: Body) -> bytes:
+        tokenizer = self._model.tokenizer
+
+        def decode() -> list[str]:
+            lists, skip = decode_request(body, vocabulary_of(tokenizer))
+            return [tokenizer.decode(ids, skip_special_tokens=skip) for ids in lists]
+
+        given = body.get("ids")
+        size = sum(len(one) if isinstance(one, list) else 1 for one in given) if isinstance(given, list) else 0
+        return orjson.dumps(await self._pipeline.tokenizer_call(decode, size * CHARACTERS_PER_TOKEN))
 
     def _expect(self, *kinds: OutputKind) -> None:
         """Raises WrongTask that says what this model is, and where it is served."""

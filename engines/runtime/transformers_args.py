@@ -75,6 +75,8 @@ class TransformersArgs(BaseModel):
 # and who arrives during a pass of 256, 512 or 1,024 waits up to 40, 75 or 130 ms. A GPU needs far more at once.
 BATCH_TOKENS = {"cpu": 512, "cuda": 65_536}
 
+MAX_TEXTS = 10_000  # of one request of TEI's or Cohere's clients
+
 TASKS = {
     Method.MULTI_VECTOR: "embed",
     Method.SPARSE: "embed",

@@ -21,6 +21,7 @@ from engines.base import CLIENT_HEADER
 from engines.runtime.pipeline import CLIENT
 from engines.runtime.protocol import EngineRequest
 from engines.runtime.requests.tei import is_tei_rerank
+from engines.runtime.requests.tokens import is_tei_tokenize
 from engines.runtime.retrieval import InvalidRequest, RetrievalModel, TooLong
 from engines.runtime.retrieval_service import Answer, RetrievalService
 from engines.runtime.transformers_args import TransformersArgs
@@ -35,7 +36,7 @@ DRAIN_S = 60.0  # for running requests after SIGTERM; the manager drains first a
 RETRY_AFTER_S = 1
 EXIT_LOST = 70  # of a process that cannot compute any more
 PROTOCOL: web.RequestKey[Protocol] = web.RequestKey("protocol", str)  # type: ignore[arg-type]  # of its client
-SHARED_PATH = "/rerank"  # of Jina's protocol and TEI's, told apart by the body
+SHARED_PATHS = {"/rerank": is_tei_rerank, "/tokenize": is_tei_tokenize}  # with other protocols; the body tells
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def actions(service: RetrievalService) -> dict[str, tuple[Action, Protocol]]:
         "/predict": (service.tei_predict, "tei"),
         "/tokenize": (service.tokenize, "openai"),
         "/detokenize": (service.detokenize, "openai"),
+        "/decode": (service.tei_decode, "tei"),
     }
 
 
@@ -105,7 +107,8 @@ def _endpoint(
         request[PROTOCOL] = protocol
         CLIENT.set(request.headers.get(CLIENT_HEADER, ""))
         body = await decode_body(await request.read())
-        if request.path == SHARED_PATH and is_tei_rerank(body):
+        is_tei = SHARED_PATHS.get(request.path)
+        if is_tei is not None and is_tei(body):
             request[PROTOCOL] = "tei"
         with residence.request():
             answer = await action(body)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import cohere
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from engines.runtime.requests.input_types import kind_of
 from engines.runtime.retrieval import WHOLE, EncodeOptions
-from tests.engines.retrieval_apps import LONG, QUERY, TEXTS, ServedModel, serving_each_kind
+from tests.engines import retrieval_models as made
+from tests.engines.retrieval_apps import LONG, QUERY, TEXTS, ServedModel, serving_each_kind, serving_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -327,3 +329,52 @@ async def test_a_classifier_gives_all_labels_as_vllm_does_and_as_tei_does(served
     pair = await one.post("/predict", inputs=["dog", "stone"])
     same([item["score"] for item in pair], np.sort(direct(one, [("dog", "stone")])[0])[::-1])
     assert "inputs" in await one.refusal("/predict", inputs=[["dog"], ["dog", "stone"]])
+
+
+# Tokens
+
+
+async def test_tei_s_clients_get_the_tokens_of_each_text_with_their_places_in_its_bytes(
+    served: dict[str, ServedModel],
+) -> None:
+    one = served["dense"]
+    texts = [*TEXTS, "Dog 😀 dög  dog", "ö dog " * 5_000]
+    answer = await one.post("/tokenize", inputs=texts)
+    for text, tokens in zip(texts, answer, strict=True):
+        expected = one.model.tokenizer(text, return_special_tokens_mask=True)
+        assert [token["id"] for token in tokens] == expected["input_ids"]
+        assert [token["special"] for token in tokens] == [bool(is_so) for is_so in expected["special_tokens_mask"]]
+        for token in tokens:
+            assert token.keys() == {"id", "text", "special", "start", "stop"}
+            if token["special"]:
+                assert (token["start"], token["stop"]) == (None, None)
+                assert token["text"] == one.model.tokenizer.convert_ids_to_tokens(token["id"])
+            else:
+                assert text.encode()[token["start"] : token["stop"]].decode() == token["text"] != ""
+    assert await one.post("/tokenize", inputs=TEXTS * 100) == answer[:3] * 100  # tokenized in several turns
+    assert await one.post("/tokenize", inputs=TEXTS[0]) == answer[:1]
+    bare = await one.post("/tokenize", inputs=TEXTS[0], add_special_tokens=False)
+    assert bare == [[token for token in answer[0] if not token["special"]]]
+    [prompted] = await one.post("/tokenize", inputs=TEXTS[0], prompt_name="query")
+    assert [token["id"] for token in prompted] == one.model.tokenizer.encode(one.model.prompts["query"] + TEXTS[0])
+
+
+async def test_tokens_are_decoded_as_tei_s_clients_ask(served: dict[str, ServedModel]) -> None:
+    for name in ("dense", "reranker", "classifier"):
+        one = served[name]
+        ids = [one.model.tokenizer.encode(text) for text in TEXTS]
+        assert await one.post("/decode", ids=ids) == TEXTS
+        assert await one.post("/decode", ids=ids[0], skip_special_tokens=True) == TEXTS[:1]
+        whole = await one.post("/decode", ids=ids[:1], skip_special_tokens=False)
+        assert whole == [one.model.tokenizer.decode(ids[0])] != TEXTS[:1]
+
+
+async def test_a_static_embedder_s_tokens_are_told_in_every_shape(tmp_path: Path) -> None:
+    async with serving_model(made.make_static_embedder(tmp_path / "static-embed")) as one:
+        [tokens] = await one.post("/tokenize", inputs="dog and dog")
+        ids = [token["id"] for token in tokens]
+        assert [token["text"] for token in tokens if not token["special"]] == ["dog", " and", " dog"]
+        plain = await one.post("/tokenize", prompt="dog and dog", return_token_strs=True)
+        assert (plain["tokens"], plain["count"], len(plain["token_strs"])) == (ids, len(ids), len(ids))
+        assert "dog and dog" in (await one.post("/detokenize", tokens=ids))["prompt"]
+        assert await one.post("/decode", ids=ids) == ["dog and dog"]

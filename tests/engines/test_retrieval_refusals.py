@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -182,6 +183,30 @@ async def test_texts_of_very_many_characters_are_refused_before_they_are_tokeniz
             path, **ROUTES[path][1] | {field: endless}
         )
     assert "prompt" in await served["dense"].refusal("/tokenize", prompt="dog " * 500_001)
+    in_all = ["dog " * 25_001] * 10
+    assert "inputs has 1000040 characters in all" in await served["dense"].refusal("/tokenize", inputs=in_all)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        *(("/tokenize", "inputs", {"inputs": value}) for value in (None, [], "", ["dog", 7], 7, ["dog"] * 10_001)),
+        ("/tokenize", "add_special_tokens", {"inputs": "dog", "add_special_tokens": "yes"}),
+        ("/tokenize", "prompt_name", {"inputs": "dog", "prompt_name": "nope"}),
+        ("/tokenize", "prompt_name", {"inputs": "dog", "prompt_name": 7}),
+        *(
+            ("/decode", "ids", {"ids": value})
+            for value in (None, "dog", [], [[]], [[3], 3], [-1], [10**9], [True], [[3]] * 10_001)
+        ),
+        ("/decode", "skip_special_tokens", {"ids": [3], "skip_special_tokens": 1}),
+    ],
+)
+async def test_what_tei_s_clients_ask_of_the_tokenizer_is_refused_in_their_shape_naming_the_field(
+    served: dict[str, ServedModel], path: str, field: str, body: dict[str, Any]
+) -> None:
+    status, answer = await served["dense"].send(path, json.dumps(body).encode())
+    assert (status, answer.keys()) == (400, {"error", "error_type"})
+    assert field in answer["error"]
 
 
 async def test_a_document_that_cannot_be_written_again_is_refused_or_left_out(served: dict[str, ServedModel]) -> None:

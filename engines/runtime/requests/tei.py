@@ -22,9 +22,7 @@ from engines.runtime.requests.rerank import MAX_DOCUMENTS, RerankRequest, query
 from engines.runtime.requests.scoring import ScoreRequest
 from engines.runtime.requests.truncation import truncation
 from engines.runtime.retrieval import EncodeOptions, InvalidRequest, RetrievalModel, Source
-
-MAX_TEXTS = 10_000  # of one request
-
+from engines.runtime.transformers_args import MAX_TEXTS
 
 SOURCE, SENTENCES = "inputs.source_sentence", "inputs.sentences"
 
