@@ -72,6 +72,10 @@ class _Inotify(InotifyFD):
 
     exhausted = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_reading = False  # until its thread does: stopped before that, the original never closes its files
+
     def add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> WatchDescriptor:
         try:
             with self._lock:

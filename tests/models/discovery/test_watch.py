@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from watchdog.observers.inotify_c import InotifyFD, Mask, Watch
 
 from models.discovery.scanner import Scanner
-from models.discovery.watch import FolderWatcher
+from models.discovery.watch import FolderWatcher, _Inotify
 from models.types import Availability, ModelOverrides, ModelSpec, Task
 from tests.models.discovery.folders import chat_files, safetensors, write_file, write_files, write_safetensors
 
@@ -233,12 +234,27 @@ async def test_new_overrides_take_effect_with_a_rescan(models: Path) -> None:
 async def test_stopping_leaves_no_thread_and_no_open_file(models: Path) -> None:
     async with watching(models):
         pass  # the executor's threads are made once, and stay
-    threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    threads, files = set(threading.enumerate()), open_files()
     async with watching(models):
         assert set(threading.enumerate()) - threads
     left = {thread.name for thread in set(threading.enumerate()) - threads if not thread.name.startswith("asyncio")}
     assert left == set()
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert open_files() <= files
+
+
+def test_a_reader_of_events_that_is_stopped_before_its_thread_runs_leaves_no_open_file() -> None:
+    files = open_files()
+    _Inotify().stop()
+    assert open_files() <= files
+
+
+def open_files() -> set[tuple[str, str]]:
+    """Numbers of this process's open files, and what they are."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return found
 
 
 async def test_a_watcher_can_be_stopped_twice_and_before_it_was_started(models: Path) -> None:
