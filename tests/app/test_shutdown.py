@@ -40,11 +40,14 @@ async def test_running_answers_finish_while_new_requests_are_refused_and_ready_s
 
 async def test_answers_that_do_not_finish_in_time_end_with_an_error_event() -> None:
     async with serving(shutdown_timeout_s=0.2) as served:
-        running = await begin(served, stream=[EVENT], hold_after=1)
-        served.server.stop()
-        answer = await asyncio.wait_for(running, WAIT_S)
-        assert answer.text.startswith(EVENT + "data: {")
-        assert "engine_error" in answer.text
+        body = {"model": "other", "stream": True, "fake": {"stream": [EVENT], "hold_after": 1}}
+        async with served.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            parts = answer.aiter_text()
+            assert await asyncio.wait_for(anext(parts), WAIT_S) == EVENT
+            served.server.stop()
+            rest = "".join([part async for part in parts])
+        assert rest.startswith("data: {")
+        assert "engine_error" in rest
         await asyncio.wait_for(served.task, WAIT_S)
 
 

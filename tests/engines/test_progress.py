@@ -88,7 +88,6 @@ async def test_steps_are_told_and_a_stepping_engine_is_not_nudged() -> None:
 async def test_an_engine_without_work_steps_when_it_is_nudged_and_one_that_hangs_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(progress, "NUDGE_TIMEOUT_S", 0.1)
     engine, clock = Engine(), Clock()
     async with serving(engine) as uds:
         pulse = Pulse(uds, QUESTIONS, clock)
@@ -96,6 +95,7 @@ async def test_an_engine_without_work_steps_when_it_is_nudged_and_one_that_hangs
         clock.now_s += progress.NUDGE_AFTER_S
         assert (await pulse.look([])).steps != idle.steps
         engine.hangs = True
+        monkeypatch.setattr(progress, "NUDGE_TIMEOUT_S", 0.1)
         clock.now_s += progress.NUDGE_AFTER_S
         before = await pulse.look([])
         assert await pulse.look([]) == before
