@@ -276,6 +276,32 @@ class EngineFactory(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RetrievalFacts:
+    """What is known of a retrieval model before it is loaded; None: unknown.
+
+    `pooling` is how an embedding model makes one vector of its tokens', in the words of TEI where it has one: cls,
+    mean, last_token, splade. `labels` are those of a cross-encoder or a classifier, in order.
+    """
+
+    dtype: str | None = None
+    pooling: str | None = None
+    labels: Sequence[str] = ()
+    input_tokens: int | None = None  # at most
+    pass_tokens: int | None = None  # of one forward pass, at most
+    pass_inputs: int | None = None
+    tokenizers: int | None = None  # threads
+
+
+@runtime_checkable
+class KnowsRetrieval(Protocol):
+    """A factory may also have this: it knows the retrieval models that it serves."""
+
+    def retrieval_facts(self, spec: ModelSpec) -> RetrievalFacts:
+        """May read the model's folder; raises nothing for what it finds there."""
+        ...
+
+
 @runtime_checkable
 class Prepares(Protocol):
     """A factory may also have this: something that has to be made, once, before any of its engines can be loaded.

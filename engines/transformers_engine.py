@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engines.base import Engine, EngineContext, EngineStartError, Verdict
+from engines.base import Engine, EngineContext, EngineStartError, RetrievalFacts, Verdict
 from engines.launcher import Launcher
 from engines.process import ProcessEngine, engine_files
 from engines.progress import transformers_questions
@@ -19,6 +19,7 @@ from engines.runtime.protocol import EngineRequest
 from engines.runtime.transformers_args import TransformersArgs
 from engines.sleeping import DeviceSizes, SleepableEngine
 from engines.tensor_shapes import tensors
+from engines.transformers_facts import labels_of, longest_input, pooling_of
 from engines.transformers_sleep import TransformersSleepRoutes
 from models.types import ModelSpec, Task
 
@@ -99,6 +100,20 @@ class TransformersFactory:
         if len(_candidates(spec.path, args)) == 1:
             return loaded
         return f"{loaded}, unless its first load finds a faster way (engine_args: backend, dtype)"
+
+    def retrieval_facts(self, spec: ModelSpec) -> RetrievalFacts:
+        args = self._args(spec)
+        choice = _kept_choice(spec.path, args)
+        dtype = choice.candidate.dtype if choice else args.resolved_dtype
+        return RetrievalFacts(
+            dtype=spec.dtype if dtype == "auto" else dtype,
+            pooling=pooling_of(spec, args.method),
+            labels=labels_of(spec),
+            input_tokens=longest_input(spec, args.max_model_len),
+            pass_tokens=args.resolved_batch_tokens,
+            pass_inputs=args.batch_items,
+            tokenizers=1,
+        )
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Engine:
         uds, log_path = engine_files(self._context, NAME, spec.id)

@@ -29,6 +29,7 @@ CONTROL_ROUTES = {
     "/v1/model/unload",
     "/v1/model/explain",
     "/v1/events",
+    "/info",
     "/metrics",
     "/docs",
 }

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from app import health
-from app.api import control, docs, metrics, models
+from app.api import control, docs, info, metrics, models
 from app.api.data_plane import documentation_router
 from app.api.kserve import kserve_router
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, RequestError, internal_error, protocol_of, render
@@ -34,7 +34,7 @@ def build_control_app(state: AppState) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.roundhouse = state
-    for module in (models, control, metrics, docs):
+    for module in (models, control, info, metrics, docs):
         app.include_router(module.router)
     app.add_exception_handler(RoundhouseError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

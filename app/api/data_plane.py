@@ -60,8 +60,9 @@ DOCUMENTED: dict[str, tuple[type[schemas.Open], str, str]] = {
     "/v1/classify": (schemas.ClassifyRequest, "retrieval", "Probabilities of a classifier's labels"),
     "/classify": (schemas.ClassifyRequest, "retrieval", "Probabilities of a classifier's labels"),
     "/predict": (schemas.TeiPredictRequest, "TEI", "A classifier's labels with their scores, best first"),
-    "/tokenize": (schemas.TokenizeRequest, "tokens", "Text or messages to token ids"),
+    "/tokenize": (schemas.TokenizeRequest, "tokens", "Text or messages to token ids; or as TEI's clients ask"),
     "/detokenize": (schemas.DetokenizeRequest, "tokens", "Token ids to text"),
+    "/decode": (schemas.TeiDecodeRequest, "TEI", "Token ids to texts"),
 }
 
 

@@ -167,14 +167,25 @@ class ClassifyRequest(WithModel, Truncating):
     input: str | list[str] | list[int] | list[list[int]]
 
 
-class TokenizeRequest(WithModel):
+class TokenizeRequest(Open):
+    """vLLM's, with `prompt` or `messages`, or TEI's, with `inputs`, which is for retrieval models."""
+
+    model: str | None = Field(None, description="May be left out beside `inputs`, or where there is a default_model.")
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool | None = None
+    inputs: str | list[str] | None = None
+    prompt_name: str | None = None
 
 
 class DetokenizeRequest(WithModel):
     tokens: list[int]
+
+
+class TeiDecodeRequest(Open):
+    ids: list[int] | list[list[int]]
+    skip_special_tokens: bool = True
+    model: str | None = None
 
 
 class ControlRequest(BaseModel):
@@ -292,6 +303,28 @@ class CohereError(BaseModel):
 class TeiError(BaseModel):
     error: str
     error_type: Literal["Validation", "Overloaded", "Backend"]
+
+
+class TeiInfo(BaseModel):
+    """null: not known of a model that no engine of this server's own serves."""
+
+    model_id: str
+    model_sha: None
+    model_dtype: str | None
+    served_model_name: str
+    model_type: dict[Literal["embedding", "reranker", "classifier"], dict[str, Any]] = Field(
+        description='`{"embedding": {"pooling"}}`, or `id2label` and `label2id` of a reranker or a classifier.'
+    )
+    max_concurrent_requests: int
+    max_input_length: int | None = Field(description="In tokens.")
+    max_batch_tokens: int | None
+    max_batch_requests: int | None
+    max_client_batch_size: int = Field(description="As TEI's default; up to 10,000 are taken.")
+    auto_truncate: bool
+    tokenization_workers: int | None
+    version: str = Field(description="Of this server.")
+    sha: None
+    docker_label: None
 
 
 class Health(Open):

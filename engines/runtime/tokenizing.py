@@ -25,10 +25,9 @@ from transformers import PreTrainedTokenizerBase
 
 from engines.runtime import long_texts
 from engines.runtime.retrieval import WHOLE, Encoded, EncodeOptions, Ids, InputEncoder, InvalidRequest, Side, Source
+from engines.runtime.transformers_args import STATIC_MAX_TOKENS, UNDECLARED_MAX_TOKENS
 
 Pair = tuple[str, str]
-UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
-STATIC_MAX_TOKENS = UNDECLARED_MAX_TOKENS * 64  # a mean of as many vectors takes no memory
 CUTS_ENDS = "truncation_side (or truncate: START): this model cuts its inputs at their end only."
 PLAIN_TASKS = ("feature-extraction", "sequence-classification", "fill-mask")
 # Where sentence-transformers' encode_query and encode_document look for their prompt.

@@ -75,6 +75,8 @@ class TransformersArgs(BaseModel):
 # and who arrives during a pass of 256, 512 or 1,024 waits up to 40, 75 or 130 ms. A GPU needs far more at once.
 BATCH_TOKENS = {"cpu": 512, "cuda": 65_536}
 
+UNDECLARED_MAX_TOKENS = 8192  # for models that declare no limit: attention over a 1 MB text would take all memory
+STATIC_MAX_TOKENS = UNDECLARED_MAX_TOKENS * 64  # a mean of as many vectors takes no memory
 MAX_TEXTS = 10_000  # of one request of TEI's or Cohere's clients
 
 TASKS = {

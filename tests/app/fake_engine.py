@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from engines.base import Endpoint, EngineContext, ExitReport, Verdict
+from engines.base import Endpoint, EngineContext, ExitReport, RetrievalFacts, Verdict
 from models.types import LoadReport, ModelSpec, Progress, SleepReport
 
 MEMORY_BYTES = 1000
@@ -178,6 +178,9 @@ class FakeFactory:
 
     def estimate_bytes(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> int:
         return MEMORY_BYTES
+
+    def retrieval_facts(self, spec: ModelSpec) -> RetrievalFacts:
+        return RetrievalFacts("float32", "mean", ("sad", "glad"), 256, 512, 64, 1)
 
     def create(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> FakeEngine:
         engine = self.engines[spec.id] = FakeEngine(self, spec, next(self._numbers))

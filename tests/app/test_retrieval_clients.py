@@ -11,6 +11,7 @@ from huggingface_hub import AsyncInferenceClient
 
 from models.types import Method, ModelOverrides, Task
 from tests.app.serving import MODELS, Served, serving, spec
+from utils.version import own_version
 
 TEI = {
     "/embed": ("minilm", {"inputs": "x"}),
@@ -58,6 +59,71 @@ async def test_what_comes_to_the_root_as_huggingface_hub_sends_it_goes_where_its
         assert (served.engines.seen[-1].path, served.engines.loads[-1]) == ("/rerank", "cross")
         refused = await served.post("/", {"inputs": "x", "model": "cross"})
         assert (refused.status_code, set(refused.json())) == (400, {"error", "error_type"})
+
+
+async def test_tei_s_clients_learn_what_the_only_retrieval_model_is_and_it_is_not_loaded_for_that() -> None:
+    async with serving((spec("org/chatty"), spec("e5", Task.EMBED))) as served:
+        answer = await served.client.get("/info")
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {
+                "model_id": "e5",
+                "served_model_name": "e5",
+                "model_dtype": "float32",
+                "version": own_version(),
+                "model_sha": None,
+                "sha": None,
+                "docker_label": None,
+                "auto_truncate": False,
+                "model_type": {"embedding": {"pooling": "mean"}},
+                "max_input_length": 256,
+                "max_batch_tokens": 512,
+                "max_batch_requests": 64,
+                "max_client_batch_size": 32,
+                "tokenization_workers": 1,
+                "max_concurrent_requests": served.roundhouse.state.settings.concurrency,
+            },
+        )
+        assert served.engines.loads == []
+
+
+async def test_info_is_of_the_model_that_is_asked_for_or_the_default_one_or_names_those_there_are() -> None:
+    labels = {"id2label": {"0": "sad", "1": "glad"}, "label2id": {"sad": 0, "glad": 1}}
+    async with serving(EVERY_KIND) as served:
+        for model, kind in {"cross": {"reranker": labels}, "moods": {"classifier": labels}}.items():
+            assert (await served.client.get("/info", params={"model": model})).json()["model_type"] == kind
+        for query, status, words in (
+            ("", 400, ("minilm", "cross", "splade", "default_model")),
+            ("?model=nobody", 404, ("nobody",)),
+            ("?model=other", 400, ("/info needs a model for", "other")),
+            ("?model=", 400, ("model",)),
+        ):
+            refused = await served.client.get(f"/info{query}")
+            assert (refused.status_code, refused.json().keys()) == (status, {"error", "error_type"})
+            assert all(word in refused.json()["error"] for word in words)
+    async with serving(EVERY_KIND, default_model=("other", "cross"), api_keys=("secret-key",)) as served:
+        assert (await served.client.get("/info")).status_code == 401
+        given = await served.client.get("/info", headers={"Authorization": "Bearer secret-key"})
+        assert given.json()["model_id"] == "cross"
+
+
+async def test_what_tei_s_clients_ask_to_tokenize_goes_to_the_model_that_info_tells_of() -> None:
+    async with serving((*MODELS, spec("e5", Task.EMBED)), default_model=("other", "cross")) as served:
+        for path, body in (("/tokenize", {"inputs": ["x"]}), ("/decode", {"ids": [[1]]})):
+            answer = await served.post(path, body)
+            assert (answer.status_code, answer.json(), served.engines.loads) == (200, body, ["cross"])
+        assert (await served.post("/tokenize", {"prompt": "x"})).json()["model"] == "other"
+        assert (await served.post("/tokenize", {"inputs": "x", "model": "E5"})).json()["model"] == "e5"
+        for model in ("base", "nobody"):
+            refused = await served.post("/tokenize", {"inputs": "x", "model": model})
+            assert refused.json().keys() == {"error", "error_type"}
+            assert model in refused.json()["error"]
+    async with serving() as served:
+        refused = await served.post("/tokenize", {"inputs": "x"})
+        assert (refused.status_code, refused.json().keys()) == (400, {"error", "error_type"})
+        for word in ("minilm", "cross"):
+            assert word in refused.json()["error"]
+        assert "chatty" not in refused.json()["error"]
 
 
 async def test_of_several_models_the_default_one_answers_and_without_one_all_are_named() -> None:
