@@ -11,6 +11,7 @@ from engines.model_config import MAX_CONFIG_BYTES, read_config, read_json
 from engines.runtime.transformers_args import STATIC_MAX_TOKENS, UNDECLARED_MAX_TOKENS
 from models.types import Method, ModelSpec, Task
 
+MAX_LABELS = 65_536  # more is no classifier, but a mistake, which would take all memory
 STATIC = ".StaticEmbedding"
 POOLING_FIELD = "pooling_mode"
 # In the words of sentence-transformers, by the fields of its older versions; where TEI has another, that.
@@ -58,7 +59,7 @@ def labels_of(spec: ModelSpec) -> Sequence[str]:
     given = config.get("id2label")
     names: Mapping[str, Any] = given if isinstance(given, dict) else {}
     number = config.get("num_labels", config.get("_num_labels"))
-    count = number if type(number) is int and number > 0 else len(names) or 2
+    count = number if type(number) is int and 0 < number <= MAX_LABELS else len(names) or 2
     return [str(names.get(str(index), f"LABEL_{index}")) for index in range(count)]
 
 

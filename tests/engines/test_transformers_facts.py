@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from engines.base import EngineContext, KnowsRetrieval
 from engines.runtime.transformers_runtime import load_model
 from engines.transformers_engine import create_factory
+from engines.transformers_facts import labels_of
 from tests.engines import retrieval_models as made
 
 MODELS: dict[str, tuple[Callable[[Path], Path], str | None]] = {
@@ -57,3 +59,10 @@ def test_a_configured_limit_and_poolings_of_older_versions_are_told(tmp_path: Pa
     assert (facts.pooling, facts.input_tokens, facts.dtype) == ("last_token", 9, "bfloat16")
     (path / "1_Pooling" / "config.json").write_text("[")
     assert factory.retrieval_facts(spec).pooling is None
+
+
+def test_a_number_of_labels_that_no_model_has_takes_no_memory(tmp_path: Path) -> None:
+    spec = made.judged(made.make_classifier(tmp_path / "classifier"))
+    config = json.loads((spec.path / "config.json").read_bytes())
+    (spec.path / "config.json").write_text(json.dumps(config | {"num_labels": 10**12}))
+    assert list(labels_of(spec)) == list(config["id2label"].values())
