@@ -95,7 +95,7 @@ async def test_an_engine_without_work_steps_when_it_is_nudged_and_one_that_hangs
         clock.now_s += progress.NUDGE_AFTER_S
         assert (await pulse.look([])).steps != idle.steps
         engine.hangs = True
-        monkeypatch.setattr(progress, "NUDGE_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(progress, "NUDGE_TIMEOUT_S", 0.3)
         clock.now_s += progress.NUDGE_AFTER_S
         before = await pulse.look([])
         assert await pulse.look([]) == before
