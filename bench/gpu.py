@@ -120,7 +120,7 @@ async def measure(options: Options, report: Report, gpu: nvml.Gpu) -> None:
 async def engine_factories(report: Report) -> AsyncIterator[dict[str, EngineFactory]]:
     """Started factories of the engines whose packages are installed; they import while other things are done."""
     factories: dict[str, EngineFactory] = {}
-    with TemporaryDirectory(prefix="bench-gpu-") as name:  # a short path, for unix sockets
+    with TemporaryDirectory(prefix="bench-gpu-", dir="/tmp") as name:  # a short path, for unix sockets
         context = engine_context(Path(name), "cuda")
         try:
             for engine, package in PACKAGES.items():

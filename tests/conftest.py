@@ -17,7 +17,14 @@ import pytest
 from demo import embedder, folders
 
 ROOT = Path(__file__).resolve().parent.parent
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 SHARED_SERVERS = ("victim", "server")  # fixtures of tests/e2e that start one for many files
+
+# Whoever runs the tests may have settings of a server of their own, and proxies, which some clients would ask even for
+# what is on this machine.
+for _name in list(os.environ):
+    if _name.lower() in PROXIES or (_name.startswith("ROUNDHOUSE_") and _name != "ROUNDHOUSE_DEMO_MODELS_DIR"):
+        del os.environ[_name]
 
 _making: list[threading.Thread] = []
 _makers: list[subprocess.Popen[str]] = []

@@ -95,7 +95,7 @@ async def serving(
     specs: Iterable[ModelSpec] = MODELS, *, elsewhere: Mapping[str, Declaration] | None = None, **settings: Any
 ) -> AsyncIterator[Served]:
     """`elsewhere`: engines whose servers are elsewhere, by name."""
-    with tempfile.TemporaryDirectory(prefix="rh-") as folder:
+    with tempfile.TemporaryDirectory(prefix="rh-", dir="/tmp") as folder:  # $TMPDIR may be too long for sockets
         given = {"models_dir": Path(folder) / "models", "state_dir": Path(folder) / "state", "port": 0}
         options = Settings(**{**given, "memory_budget_bytes": 1 << 40, "shutdown_timeout_s": 2.0, **settings})
         factory, scanner = FakeFactory(context_in(Path(folder))), ListScanner(specs)

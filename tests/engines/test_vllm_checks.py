@@ -52,7 +52,7 @@ def checks(
     arguments: Callable[[ModelSpec], Sequence[str]] = lambda _: (),
     **settings: Any,
 ) -> StartChecks:
-    context = EngineContext(folder, folder, folder, "cpu")
+    context = EngineContext(Path("/tmp"), folder, folder, "cpu")  # no socket is made, but its path is looked at
     return StartChecks(cast(Launcher, launcher), context, lambda _: True, arguments, **settings)
 
 

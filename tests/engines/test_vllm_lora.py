@@ -199,7 +199,7 @@ class FakeServer:
 @pytest_asyncio.fixture
 async def server() -> AsyncIterator[tuple[FakeServer, Path]]:
     """With the path of its socket, which is short."""
-    folder, fake, app = Path(mkdtemp()), FakeServer(), web.Application()
+    folder, fake, app = Path(mkdtemp(dir="/tmp")), FakeServer(), web.Application()
     app.router.add_post("/v1/load_lora_adapter", fake.load)
     app.router.add_post("/v1/unload_lora_adapter", fake.unload)
     runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -222,6 +222,8 @@ def test_what_cannot_be_read_is_refused(models: Path, target: str, request: pyte
     for folder in (models, *models.parents):
         if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
             folder.chmod(0o755)
+    for path in models.rglob("*"):  # whatever the umask
+        path.chmod(0o755)
     (models / target).chmod(0)
     request.getfixturevalue("as_nobody")
     assert has_reason(bad_one(models), "permission denied")
