@@ -82,7 +82,7 @@ async def test_it_makes_a_step_with_each_answer_and_when_it_is_idle_with_a_nudge
     async with running_engine(factory, spec_of(minilm)) as engine:
         before = await engine.progress()
         async with client_of(engine) as client:
-            await client.ok("/v1/embeddings", input="a")
+            await client.ok("/v1/embeddings", input=["word " * 200] * 4)  # CPU time is told in steps of 10 ms
         after = await engine.progress()
         assert before.steps is not None
         assert after.steps is not None
