@@ -26,6 +26,11 @@ for _name in list(os.environ):
     if _name.lower() in PROXIES or (_name.startswith("ROUNDHOUSE_") and _name != "ROUNDHOUSE_DEMO_MODELS_DIR"):
         del os.environ[_name]
 
+# What was started by nohup, or in a script's background, ignores these, and so would all that the tests start.
+for _signum, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, _default)
+
 _making: list[threading.Thread] = []
 _makers: list[subprocess.Popen[str]] = []
 _failures: list[str] = []

@@ -28,7 +28,7 @@ def process(tmp_path: Path, **environment: str) -> Iterator[subprocess.Popen[str
     given = {name: value for name, value in os.environ.items() if not name.startswith("ROUNDHOUSE_")}
     given |= {"ROUNDHOUSE_MODELS_DIR": str(tmp_path / "models"), "ROUNDHOUSE_STATE_DIR": str(tmp_path / "state")}
     given |= {"XDG_RUNTIME_DIR": str(tmp_path / "r")} if len(str(tmp_path)) < 50 else {}
-    command = ["env", "--default-signal=HUP", sys.executable, "-m", "app.main"]  # else nohup's holds for it, too
+    command = [sys.executable, "-m", "app.main"]
     running = subprocess.Popen(command, env=given | environment, stderr=subprocess.PIPE, text=True)
     try:
         yield running
