@@ -30,14 +30,14 @@ def request_headers(
         if value is not None and value.isascii():
             headers[name] = value.decode("ascii")
     if lease.endpoint.ends_with_us:
-        headers[CLIENT_HEADER] = _client(exchange)
+        headers[CLIENT_HEADER] = client_of(exchange)
     else:
         headers["Via"] = _via(exchange, lease, own_name)
     headers.update(lease.endpoint.headers)
     return headers
 
 
-def _client(exchange: Exchange) -> str:
+def client_of(exchange: Exchange) -> str:
     """The same for requests from one address, with one key and by one program; another after each of our starts."""
     host, _ = exchange.scope.get("client") or ("", 0)
     who = host, given_key(exchange.headers), exchange.headers.get(b"user-agent")

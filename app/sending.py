@@ -14,6 +14,7 @@ import aiohttp
 
 from app.asgi import ClientGone, Exchange
 from app.foreign import NoAnswer, why_unreached
+from app.request_headers import client_of
 from app.state import AppState
 from app.upstream import NEVER_REACHED, UNREACHABLE
 from app.waiting import Wait, WaitTexts
@@ -72,7 +73,7 @@ class Sender:
             asked_s = time.monotonic()
             try:
                 with wait:
-                    async with self._manager.lease(spec) as lease:
+                    async with self._manager.lease(spec, client_of(exchange)) as lease:
                         wait.end()
                         self._metrics.waited(spec.id, time.monotonic() - asked_s)
                         if before and before.told and before.server == lease.endpoint.base_url:

@@ -67,11 +67,11 @@ class Dispatcher:
         except Exception as error:
             self._break(error)
 
-    def ask(self, ticket: int, model_id: str, *, holds: bool) -> asyncio.Future[None] | None:
+    def ask(self, ticket: int, model_id: str, *, holds: bool, client: str = "") -> asyncio.Future[None] | None:
         """None: granted at once. A future is made only where somebody must wait: this is the hot path."""
         self.check_open()
         try:
-            commands = self.scheduler.on_request(ticket, model_id, self.clock(), holds=holds)
+            commands = self.scheduler.on_request(ticket, model_id, self.clock(), holds=holds, client=client)
             if len(commands) == 1 and type(commands[0]) is Grant and commands[0].ticket == ticket:
                 return None
             future = self.tickets.wait_for(ticket)

@@ -23,7 +23,7 @@ TRIES = 3  # an engine that dies at once each time is not tried for ever
 END_POLL_S = 0.05  # how often the end looks whether running answers have finished
 
 # Asks the scheduler: `ask(ticket, base, holds=…)`, None where it is granted at once.
-Ask = Callable[[int, ModelSpec], asyncio.Future[None] | None]
+Ask = Callable[[int, ModelSpec, str], asyncio.Future[None] | None]  # ticket, model, client
 
 
 @dataclass(slots=True)
@@ -60,16 +60,17 @@ class LeaseContext:
     A class and not a generator: this is entered once per request, and a generator costs several times as much.
     """
 
-    __slots__ = ("_lease", "_leases", "_spec", "_ticket")
+    __slots__ = ("_client", "_lease", "_leases", "_spec", "_ticket")
 
-    def __init__(self, leases: Leases, spec: ModelSpec) -> None:
+    def __init__(self, leases: Leases, spec: ModelSpec, client: str) -> None:
         self._leases = leases
         self._spec = spec
+        self._client = client
         self._ticket = 0
         self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
-        self._ticket, self._lease = await self._leases.acquire(self._spec)
+        self._ticket, self._lease = await self._leases.acquire(self._spec, self._client)
         return self._lease
 
     async def __aexit__(
@@ -90,7 +91,7 @@ class Leases:
         self._preparations = preparations
         self.count = 0
 
-    async def acquire(self, spec: ModelSpec) -> tuple[int, Lease]:
+    async def acquire(self, spec: ModelSpec, client: str = "") -> tuple[int, Lease]:
         """A ticket and its lease, to be given to `release` exactly once. Raises a RoundhouseError."""
         for _ in range(TRIES):
             spec = self._roster.current(spec)
@@ -99,7 +100,7 @@ class Leases:
                 await self._preparations.make(base)
                 continue
             ticket = self._loop.tickets.next()
-            future = self._ask(ticket, base)
+            future = self._ask(ticket, base, client)
             if future is not None:
                 await self._loop.wait(ticket, future)
             resident = self._runner.get(base.id)

@@ -158,9 +158,12 @@ class ModelManager:
         """Raises ModelUnusable, with the reasons, for a model that cannot be served."""
         self._roster.check(spec)
 
-    def lease(self, spec: ModelSpec) -> LeaseContext:
-        """The right to send one request to `spec`'s engine, loaded if need be. Entering raises a RoundhouseError."""
-        return LeaseContext(self._leases, spec)
+    def lease(self, spec: ModelSpec, client: str = "") -> LeaseContext:
+        """The right to send one request to `spec`'s engine, loaded if need be. Entering raises a RoundhouseError.
+
+        Where more wait than the engine takes at a time, clients are let in in turn.
+        """
+        return LeaseContext(self._leases, spec, client)
 
     async def load(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
         """Brings a model onto the device. Raises what a request for it would raise (`wait=False`: only at once)."""
@@ -282,8 +285,10 @@ class ModelManager:
                 answers = bool(self.scheduler.entries[model_id].running)
                 self._runner.unload(model_id, policy.stop_grace_s if answers else 0.0)
 
-    def _ask(self, ticket: int, base: ModelSpec, *, holds: bool = True) -> asyncio.Future[None] | None:
-        future = self._loop.ask(ticket, base.id, holds=holds)
+    def _ask(
+        self, ticket: int, base: ModelSpec, client: str = "", *, holds: bool = True
+    ) -> asyncio.Future[None] | None:
+        future = self._loop.ask(ticket, base.id, holds=holds, client=client)
         if future is not None and not future.done() and self.scheduler.entries[base.id].state in AT_REST:
             self._read_ahead.want(base)
         return future

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.runtime.retrieval import Encoded, Outputs, Rows
+from utils.turns import Turns
 
 # What a forward pass costs beside its tokens, in tokens. On 2 CPU cores, all-MiniLM-L6-v2: 22 with torch, 26 with
 # OpenVINO; larger models have a smaller share. A GPU is launching kernels for some ms meanwhile.
@@ -143,55 +143,13 @@ class Slot:
     item: Encoded
 
 
-class Lane:
-    """Requests that wait, each client's in order of arrival; clients take turns. A true value while any waits."""
-
-    def __init__(self) -> None:
-        self._clients: dict[str, dict[Job, None]] = {}  # the one whose turn it is comes first
-
-    def __bool__(self) -> bool:
-        return bool(self._clients)
-
-    def __iter__(self) -> Iterator[Job]:
-        """One of each client, then the second of each, and so on."""
-        rest = deque(map(iter, self._clients.values()))
-        while rest:
-            jobs = rest.popleft()
-            job = next(jobs, None)
-            if job is not None:
-                yield job
-                rest.append(jobs)
-
-    def add(self, job: Job) -> None:
-        self._clients.setdefault(job.client, {})[job] = None
-
-    def remove(self, job: Job) -> None:
-        """Of no effect for one that is not here."""
-        jobs = self._clients.get(job.client, {})
-        jobs.pop(job, None)
-        if not jobs:
-            self._clients.pop(job.client, None)
-
-    def end_turn(self, client: str) -> None:
-        if client in self._clients:
-            self._clients[client] = self._clients.pop(client)
-
-    def is_crowded(self, client: str, tokens: int) -> bool:
-        """Whether one of the others waits for more than `tokens`."""
-        return any(
-            any(total > tokens for total in accumulate(job.waiting_tokens for job in jobs))
-            for name, jobs in self._clients.items()
-            if name != client
-        )
-
-
 class Backlog:
     """The inputs that wait. Not thread-safe; no clock, no I/O."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
-        self._interactive = Lane()
-        self._bulk = Lane()
+        self._interactive: Turns[Job] = Turns()
+        self._bulk: Turns[Job] = Turns()
         self._bulk_turn = False
         self.tokens = 0
 
@@ -209,19 +167,22 @@ class Backlog:
         self.tokens += job.waiting_tokens - before
         job.interactive = len(items) == job.total and self._limits.fits(len(items), job.longest)
         if job.interactive:
-            self._interactive.add(job)
+            self._interactive.add(job.client, job)
         elif not waits:
-            self._bulk.add(job)
+            self._bulk.add(job.client, job)
 
     def discard(self, job: Job) -> None:
         """Forgets what of `job` is not running yet."""
-        (self._interactive if job.interactive else self._bulk).remove(job)
+        (self._interactive if job.interactive else self._bulk).remove(job.client, job)
         self.tokens -= job.waiting_tokens
         job.drop_pending()
 
     def is_crowded(self, client: str) -> bool:
         """Whether another client has small requests for more than one pass."""
-        return self._interactive.is_crowded(client, self._limits.tokens)
+        return any(
+            any(total > self._limits.tokens for total in accumulate(job.waiting_tokens for job in jobs))
+            for jobs in self._interactive.of_others(client)
+        )
 
     def next_batch(self, bulk_tokens: int, interactive_tokens: int) -> list[Slot]:
         """Takes out the inputs of the next forward pass, where they are several not more than so many tokens of bulk
@@ -276,14 +237,14 @@ class Backlog:
         for job, indices in taken.items():
             job.take(indices)
             if not job.pending:
-                self._interactive.remove(job)
+                self._interactive.remove(job.client, job)
 
     def _take_bulk(self, tokens: int) -> list[Slot]:
         """The longest inputs left of the request whose turn it is; then it is the turn of its client's next request,
         once the other clients had theirs."""
         job = next(iter(self._bulk))
         self._bulk.end_turn(job.client)
-        self._bulk.remove(job)
+        self._bulk.remove(job.client, job)
         longest = job.longest
         batch = [job.take_longest()]
         while job.pending:
@@ -292,5 +253,5 @@ class Backlog:
                 break
             batch.append(job.take_longest())
         if job.pending:
-            self._bulk.add(job)
+            self._bulk.add(job.client, job)
         return batch

@@ -78,6 +78,7 @@ class Device:
 
     def enqueue(self, entry: Entry, ticket: int, waiter: Waiter) -> None:
         entry.waiting[ticket] = waiter
+        entry.turns.add(waiter.client, ticket)
         entry.unheld += not waiter.holds
         self.owner[ticket] = entry
         self.queued += 1
@@ -86,6 +87,7 @@ class Device:
 
     def dequeue(self, entry: Entry, ticket: int) -> Waiter:
         waiter = entry.waiting.pop(ticket)
+        entry.turns.remove(waiter.client, ticket)
         entry.unheld -= not waiter.holds
         self.queued -= 1
         if not entry.waiting:
@@ -101,11 +103,13 @@ class Device:
         return [self.reject(entry, ticket, error) for ticket in list(entry.waiting)]
 
     def grant_waiting(self, entry: Entry, now: float) -> list[Command]:
-        """Lets in those who wait for a ready model, in order, up to its concurrency."""
+        """Lets in those who wait for a ready model, clients in turn, up to its concurrency."""
         granted: list[Command] = []
         most = self.concurrency(entry)
         while entry.waiting and len(entry.running) < most:
-            granted.append(self._grant(entry, next(iter(entry.waiting)), now))
+            ticket = next(iter(entry.turns))
+            entry.turns.end_turn(entry.waiting[ticket].client)
+            granted.append(self._grant(entry, ticket, now))
         if entry.unheld:  # they take no place
             asking = [ticket for ticket, waiter in entry.waiting.items() if not waiter.holds]
             granted += [self._grant(entry, ticket, now) for ticket in asking]

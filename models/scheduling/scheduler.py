@@ -96,7 +96,9 @@ class Scheduler:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def on_request(self, ticket: int, model_id: str, now: float, *, holds: bool = True) -> list[Command]:
+    def on_request(
+        self, ticket: int, model_id: str, now: float, *, holds: bool = True, client: str = ""
+    ) -> list[Command]:
         """A request for `model_id`. `holds=False` asks for residency only: granted, it does not run (explicit load)."""
         device = self.device
         entry = device.entries[model_id]
@@ -112,7 +114,7 @@ class Scheduler:
         refusal = self._refusal(entry, now)
         if refusal is not None:
             return [Reject(ticket, refusal)]
-        device.enqueue(entry, ticket, Waiter(now, holds))
+        device.enqueue(entry, ticket, Waiter(now, holds, client))
         if len(entry.waiting) > 1 or entry.state in (State.READY, State.LOADING, State.WAKING):
             return []  # somebody waits for the same already
         turns.line_up(device, entry, now)

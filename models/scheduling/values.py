@@ -11,6 +11,7 @@ from models.errors import RoundhouseError
 from models.scheduling.policy import Limits
 from models.scheduling.residency import Trigger
 from models.types import State
+from utils.turns import Turns
 
 WAKE_GUESS = 0.25  # of the load cost, for a model whose wake was never measured
 ROOM_FOR = "room for "  # with the other model's id, the reason for which a model leaves the device for another
@@ -82,6 +83,7 @@ class Waiter:
 
     since_s: float
     holds: bool
+    client: str = ""
 
 
 class Recent:
@@ -106,6 +108,7 @@ class Entry:
     limits: Limits
     state: State = State.COLD
     waiting: dict[int, Waiter] = field(default_factory=dict)  # by ticket, in order of arrival
+    turns: Turns[int] = field(default_factory=Turns)  # their tickets, in the order in which they are let in
     unheld: int = 0  # of those, how many ask for residency only
     running: dict[int, float] = field(default_factory=dict)  # ticket → when it was granted
     line_s: float = 0.0  # since when it stands in line for the device; only while somebody waits

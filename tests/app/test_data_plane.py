@@ -309,6 +309,28 @@ async def test_many_requests_for_a_cold_model_share_one_load_and_those_beyond_th
         assert served.engines.loads == ["other"]
 
 
+async def test_those_who_wait_for_a_place_are_let_in_one_of_each_client_in_turn() -> None:
+    async with serving(concurrency=1) as served:
+        manager = served.roundhouse.state.manager
+        asked: list[asyncio.Task[httpx.Response]] = []
+
+        async def ask(agent: str, **fake: int) -> None:
+            body = {"model": "other", "fake": fake, "name": f"{agent} {len(asked)}"}
+            headers = {"user-agent": agent}
+            asked.append(asyncio.create_task(served.post("/v1/chat/completions", body, headers=headers)))
+            async with asyncio.timeout(WAIT_S):
+                while (at := manager.status("other")).running + at.queued < len(asked):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+
+        await ask("indexer", hold=1)
+        for agent in ("indexer",) * 3 + ("editor",):
+            await ask(agent)
+        served.engines.may_answer.set()
+        await asyncio.wait_for(asyncio.gather(*asked), WAIT_S)
+        order = [json.loads(seen.raw)["name"] for seen in served.engines.seen]
+        assert order == ["indexer 0", "indexer 1", "editor 4", "indexer 2", "indexer 3"]
+
+
 # The protocols' own clients
 
 

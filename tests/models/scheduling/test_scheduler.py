@@ -194,6 +194,19 @@ def test_the_queue_of_all_models_is_bounded_too() -> None:
     assert errors(s.on_request(2, "b", 0)) == [Busy]
 
 
+def test_clients_whose_requests_are_held_back_are_let_in_in_turn() -> None:
+    s = make("a", concurrency=1)
+    ready(s, "a")
+    assert s.on_request(1, "a", 1, client="indexer") == [Grant(1)]
+    for ticket, client in enumerate(["indexer"] * 4 + ["editor", "chat"], start=2):
+        assert s.on_request(ticket, "a", 1, client=client) == []
+    s.on_cancel(4, 1)
+    order = [1]
+    while granted := s.on_release(order[-1], 2):
+        order += [command.ticket for command in granted if isinstance(command, Grant)]
+    assert order == [1, 2, 6, 7, 3, 5]
+
+
 def test_concurrency_holds_back_what_is_beyond_it() -> None:
     s = make("a", concurrency=1)
     ready(s, "a")
