@@ -78,12 +78,12 @@ class TransformersFactory:
         On a GPU half of it, once a precision of 16 bits was chosen at the first load, which itself needs it all.
         """
         args = self._args(spec)
-        named = BYTES_PER_WEIGHT.get(spec.dtype or "", 4)
-        stored = _stored_bytes_per_weight(spec) or named
+        named = BYTES_PER_WEIGHT.get(spec.dtype or "")
+        stored = _stored_bytes_per_weight(spec) or named or 4
         dtype = args.resolved_dtype
         if args.device == "cuda" and dtype == "auto" and (choice := _kept_choice(spec.path, args)):
             dtype = choice.candidate.dtype
-        loaded = BYTES_PER_WEIGHT.get(dtype, named)  # "auto": as the configuration says
+        loaded = BYTES_PER_WEIGHT.get(dtype) or named or stored  # "auto": as the configuration says, or else the files
         return int(spec.weights_bytes * loaded / stored)
 
     def reasons(self, spec: ModelSpec, adapters: Sequence[ModelSpec] = ()) -> Sequence[str]:

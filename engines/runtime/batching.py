@@ -201,8 +201,8 @@ class Backlog:
     def _take_interactive(self, tokens: int) -> list[Slot]:
         """Of what is next, cut by length into batches, the one with the longest input of the first request."""
         limits = replace(self._limits, tokens=min(tokens, self._limits.tokens))
-        oldest = next(iter(self._interactive))
-        first = oldest.pending[0][1]
+        due = next(iter(self._interactive))
+        first = due.pending[0][1]
         waiting = sorted(self._candidates(), key=lambda slot: slot.item.tokens, reverse=True)
         batch: list[Slot] = []
         wasted = 0
@@ -211,11 +211,11 @@ class Backlog:
                 longest = batch[0].item.tokens
                 wasted += longest - slot.item.tokens
                 if wasted > limits.fixed_tokens or not limits.fits(len(batch) + 1, longest):
-                    if any(taken.job is oldest and taken.index == first for taken in batch):
+                    if any(taken.job is due and taken.index == first for taken in batch):
                         break
                     batch, wasted = [], 0
             batch.append(slot)
-        self._interactive.end_turn(oldest.client)
+        self._interactive.end_turn(due.client)
         self._remove_from_interactive(batch)
         return batch
 

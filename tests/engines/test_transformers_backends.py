@@ -391,8 +391,8 @@ def test_weights_stored_in_16_bits_are_estimated_as_they_are_loaded_whatever_the
     folder = save_bert(tmp_path / "model", BertModel(bert_config()).to(torch.bfloat16))
     config = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
-    spec = spec_of(folder, dtype="float32", fingerprint="1", weights_bytes=100 * MIB, overrides=ModelOverrides())
-    for device in ("cpu", "cuda"):
+    for device, named, loaded_mib in (("cpu", "float32", 200), ("cuda", "float32", 200), ("cuda", None, 100)):
+        spec = spec_of(folder, dtype=named, fingerprint="1", weights_bytes=100 * MIB, overrides=ModelOverrides())
         context = EngineContext(run_dir=tmp_path, log_dir=tmp_path, cache_dir=tmp_path, device=device)
         loaded_bytes = TransformersFactory(context).estimate_bytes(spec) - OVERHEAD_BYTES[device]
-        assert loaded_bytes == 200 * MIB
+        assert loaded_bytes == loaded_mib * MIB
